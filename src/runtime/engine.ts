@@ -1,0 +1,144 @@
+/**
+ * What a loaded model offers, whatever runs it (onnxruntime-node in a worker, the C API, onnxruntime-web): the
+ * interface of the server, the CLI and the page. Implementations: `src/node/engine.ts`, `browser-demo/worker.ts`.
+ */
+import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
+
+export interface SamplingOptions {
+  /** 0 is greedy. Default: the model's generation_config, else 1. */
+  readonly temperature?: number;
+  /** Keep the k likeliest; 0 keeps all. */
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  /** CTRL's (1909.05858): logits of seen tokens divided (positive) or multiplied (negative) by this; prompt included. */
+  readonly repetitionPenalty?: number;
+  /** OpenAI's: subtracted once from every generated token's logit. */
+  readonly presencePenalty?: number;
+  /** OpenAI's: subtracted once per occurrence among the generated tokens. */
+  readonly frequencyPenalty?: number;
+  /** Added to the logit of a token id, -100 .. 100. */
+  readonly logitBias?: Readonly<Record<number, number>>;
+  readonly seed?: number;
+}
+
+/**
+ * Restricts the next token (constrained decoding). A plain object made in the worker that samples: messages carry
+ * `GrammarSpec` instead.
+ */
+export interface TokenConstraint {
+  /** A bit per token id (32 to a word): 1 = allowed now. */
+  allowed(): Uint32Array;
+  accept(id: number): void;
+  /** The text so far is a whole sentence of the grammar: end-of-sequence is allowed. */
+  readonly done: boolean;
+}
+
+/** A grammar as it travels to where tokens are sampled. */
+export type GrammarSpec =
+  | { readonly kind: "json_schema"; readonly schema: unknown; readonly strict?: boolean }
+  | { readonly kind: "json_object" }
+  | { readonly kind: "regex"; readonly pattern: string }
+  | { readonly kind: "ebnf"; readonly grammar: string };
+
+export interface GenerateOptions extends SamplingOptions {
+  readonly maxTokens?: number;
+  /** Generation ends before any of these appears in the text. */
+  readonly stop?: readonly string[];
+  /** Ends generation like the model's own end tokens. */
+  readonly stopTokens?: readonly number[];
+  readonly ignoreEos?: boolean;
+  /** Report the log-probability of each token and of this many alternatives (0 to 20). */
+  readonly topLogprobs?: number;
+  /** Also score the prompt's own tokens (completions with echo and logprobs). */
+  readonly promptLogprobs?: boolean;
+  readonly grammar?: GrammarSpec;
+  /** Keep special tokens in the text (default: left out). */
+  readonly keepSpecialTokens?: boolean;
+  readonly signal?: AbortSignal;
+}
+
+export interface TokenLogprob {
+  readonly id: number;
+  /** Natural logarithm of the probability, before temperature and truncation. */
+  readonly logprob: number;
+}
+
+export interface GeneratedToken extends TokenLogprob {
+  readonly top: readonly TokenLogprob[];
+}
+
+export type FinishReason = "stop" | "length" | "aborted";
+
+export interface Usage {
+  readonly promptTokens: number;
+  /** Prompt tokens whose keys and values were already there. */
+  readonly cachedTokens: number;
+  readonly completionTokens: number;
+}
+
+/** One step of a stream: `text` never splits a character; the last piece has `finish` and `usage`. */
+export interface Piece {
+  readonly text: string;
+  /** Ids that this step made; several where text was held back for a stop string or an unfinished character. */
+  readonly tokens: readonly number[];
+  /** As many as `tokens`, where asked for. */
+  readonly logprobs?: readonly GeneratedToken[];
+  /** On the first piece, where `promptLogprobs` was asked for: one per prompt token but the first. */
+  readonly promptLogprobs?: readonly GeneratedToken[];
+  readonly finish?: FinishReason;
+  /** The stop string that ended it, where one did. */
+  readonly stopString?: string;
+  readonly usage?: Usage;
+  readonly timings?: Timings;
+}
+
+export interface Timings {
+  readonly prefillMs: number;
+  readonly decodeMs: number;
+}
+
+export interface EngineInfo {
+  /** Folder name or hub id; what `/v1/models` lists. */
+  readonly id: string;
+  readonly modelType: string;
+  /** File that runs: "onnx/model_q4.onnx". */
+  readonly file: string;
+  /** Tokens of prompt and answer together. */
+  readonly contextLength: number;
+  readonly vocabSize: number;
+  /** "node-cpu", "node-cpu-capi", "wasm", "webgpu", ... */
+  readonly binding: string;
+  /** KV number format and policy, "fp32" / "full". */
+  readonly kv: { readonly format: string; readonly policy: string };
+  readonly memory: MemoryUse;
+  /** How many requests decode together at most. */
+  readonly maxBatch: number;
+}
+
+export interface MemoryUse {
+  readonly weightBytes: number;
+  readonly kvBytesPerToken: number;
+  readonly kvBytesAllocated: number;
+}
+
+export interface EngineStats {
+  readonly running: number;
+  readonly waiting: number;
+  readonly generatedTokens: number;
+  readonly promptTokens: number;
+  readonly cachedTokens: number;
+}
+
+export interface Engine {
+  readonly info: EngineInfo;
+  readonly tokenizer: Tokenizer;
+  /** Generates after these token ids. Errors arrive as NibbleError from the iterator: `context_length`, `overloaded`, ... */
+  generate(prompt: readonly number[], options?: GenerateOptions): AsyncIterable<Piece>;
+  /** Renders the chat template, then generates. */
+  chat(messages: readonly ChatMessage[], options?: GenerateOptions & ChatTemplateOptions): AsyncIterable<Piece>;
+  /** Mean-pooled, L2-normalised final hidden states, one vector per prompt. */
+  embed(prompts: readonly (readonly number[])[]): Promise<Float32Array[]>;
+  stats(): EngineStats;
+  dispose(): Promise<void>;
+}
