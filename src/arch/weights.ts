@@ -1,0 +1,36 @@
+/** Where a graph's weights come from: a checkpoint as it is, or one of whose matrices some are quantized or changed. */
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import { NibbleError } from "../errors.ts";
+import type { QuantizedMatrix } from "../tensor/quantized.ts";
+
+/** What a graph has to know of a quantized matrix before its codes are read. */
+export interface QuantizedWeight extends Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> {
+  readonly symmetric: boolean;
+  load(): Promise<QuantizedMatrix>;
+}
+
+export interface Weights {
+  /** Full tensor names: "model.norm.weight". */
+  has(tensor: string): boolean;
+  shape(tensor: string): readonly number[];
+  load(tensor: string): Promise<Float32Array>;
+  /** The quantized form of a matrix, by full tensor name; undefined = it is float. */
+  quantized(tensor: string): QuantizedWeight | undefined;
+}
+
+/** Every tensor in float, as the checkpoint has it. */
+export function floatWeights(checkpoint: Checkpoint): Weights {
+  return {
+    has: (tensor) => checkpoint.tensors.has(tensor),
+    shape: (tensor) => {
+      const info = checkpoint.tensors.get(tensor);
+      if (info) return info.shape;
+      throw new NibbleError(
+        "bad_weights",
+        `${checkpoint.name}: there is no tensor "${tensor}", which its config.json asks for.`,
+      );
+    },
+    load: async (tensor) => (await checkpoint.readTensor(tensor)).data,
+    quantized: () => undefined,
+  };
+}
