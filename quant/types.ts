@@ -1,0 +1,60 @@
+/** The contract of a quantizer: a weight matrix and what is known about its inputs become codes on a grid. */
+import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
+
+/** Which grids are allowed: value = (code - zero) * scale, one scale (and zero) per row and group of columns. */
+export interface GridSpec {
+  /** 2 to 8. */
+  readonly bits: number;
+  /** Columns that share a scale; a group never crosses a row's end, so the last one may be ragged. */
+  readonly groupSize: number;
+  /** Every zero is 2^(bits-1); else zeros are integers 0 .. 2^bits - 1. */
+  readonly symmetric: boolean;
+  /** The nearest scale that can be stored: quantizers round to what will be in the file. */
+  readonly roundScale: RoundScale;
+}
+
+export type RoundScale = (scale: number) => number;
+
+/** A row-major float matrix; a row is one output feature, a column one input feature. */
+export interface Matrix {
+  readonly rows: number;
+  readonly cols: number;
+  readonly data: Float32Array;
+}
+
+/** What calibration knows about one linear's inputs. X (tokens, cols) come from the already quantized prefix. */
+export interface InputStatistics {
+  readonly tokens: number;
+  /** (cols, cols) XᵀX / tokens. */
+  readonly H: Float64Array;
+  /** (cols, cols) (X_float - X)ᵀ X / tokens, X_float from the unquantized prefix: GPTAQ's asymmetric term. */
+  readonly dXX?: Float64Array;
+}
+
+/**
+ * How one matrix is quantized. `statistics` is missing where nothing was calibrated; a quantizer that needs it says so
+ * in `needsStatistics`.
+ */
+export interface MatrixQuantizer {
+  readonly name: string;
+  readonly needsStatistics: boolean;
+  quantize(matrix: Matrix, spec: GridSpec, statistics: InputStatistics | undefined): Promise<QuantizedMatrix>;
+}
+
+/** Scales as 32-bit floats. */
+export const roundScaleToF32: RoundScale = Math.fround;
+
+/** 2^42 + 1: Veltkamp's splitter that leaves a double 53 - 42 = 11 significant bits, as many as a float16 has. */
+const F16_SPLITTER = 2 ** 42 + 1;
+const F16_MAX = 65504;
+/** Smallest normal float16; below it values are multiples of 2^-24. */
+const F16_MIN_NORMAL = 2 ** -14;
+
+/** Scales as 16-bit floats (IEEE 754 binary16), kept finite. */
+export const roundScaleToF16: RoundScale = (scale) => {
+  const magnitude = Math.abs(scale);
+  if (magnitude < F16_MIN_NORMAL) return Math.round(scale * 2 ** 24) * 2 ** -24;
+  if (magnitude >= F16_MAX) return Math.sign(scale) * F16_MAX;
+  const split = scale * F16_SPLITTER;
+  return split - (split - scale);
+};
