@@ -1,0 +1,25 @@
+/** `nibble`: one file per command; this one only puts them together. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { Command, CommanderError } from "commander";
+import { packageFolder } from "../node/package.ts";
+import { list } from "./list.ts";
+import { rm } from "./rm.ts";
+import { EXIT_USAGE, reportError } from "./run.ts";
+
+const { version, description } = JSON.parse(readFileSync(join(packageFolder(), "package.json"), "utf8"));
+const program = new Command("nibble")
+  .description(`${description}.`)
+  .version(version)
+  .showHelpAfterError("(--help says more)");
+
+for (const command of [list, rm]) program.addCommand(command.copyInheritedSettings(program));
+for (const command of [program, ...program.commands]) command.exitOverride();
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  // commander has printed its own message; --help and --version arrive here too, with code 0
+  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : EXIT_USAGE;
+  else process.exitCode = reportError({ json: process.argv.includes("--json") }, error);
+}
