@@ -10,6 +10,8 @@ export interface ByteSource {
   readonly sizeBytes: number;
   /** Exactly `length` bytes from `offset`; a NibbleError `bad_file` when the file is shorter. */
   read(offset: number, length: number): Promise<Uint8Array>;
+  /** In hex, where the platform hashes faster than JavaScript does. */
+  sha256?(): Promise<string>;
   close?(): Promise<void>;
 }
 
@@ -37,6 +39,8 @@ export interface FolderSink {
   create(path: string): Promise<ByteSink>;
   /** Reads back what was written, for checking before `commit`. */
   readonly written: FolderSource;
+  /** Lower-case hexadecimal SHA-256 of a finished file, where the platform hashes faster than JavaScript does. */
+  sha256?(path: string): Promise<string>;
   commit(): Promise<void>;
   abort(): Promise<void>;
 }

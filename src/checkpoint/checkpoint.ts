@@ -24,6 +24,8 @@ export interface Checkpoint {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   /** Dequantized to float32. Errors: `not_found` for an unknown name, `bad_weights` for NaN or infinity. */
   readTensor(name: string): Promise<FloatTensor>;
+  /** Rows start .. end-1 (along the first dimension) alone, where a whole tensor is too much memory at once. */
+  readRows?(name: string, start: number, end: number): Promise<FloatTensor>;
   /** tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja, ... as bytes, by file name. */
   readonly sideFiles: ReadonlyMap<string, Uint8Array>;
   readonly sources: readonly SourceFile[];

@@ -1,0 +1,53 @@
+/** Stored numbers to float32, a piece at a time, so that a big tensor is never held twice. */
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex } from "@noble/hashes/utils.js";
+import { NibbleError } from "../errors.ts";
+import type { ByteSource } from "../files.ts";
+import { type DType, sizeOf, toFloat32 } from "../tensor/dtypes.ts";
+import type { SourceFile } from "./checkpoint.ts";
+
+/** Bytes read and converted at once. */
+const PIECE_BYTES = 16 * 2 ** 20;
+
+/** `count` elements of `dtype` from `offset` on. */
+export async function readFloats(
+  source: ByteSource,
+  offset: number,
+  dtype: DType,
+  count: number,
+): Promise<Float32Array> {
+  if (dtype === "f32") return toFloat32(await source.read(offset, count * 4), dtype); // no conversion: no copy
+  const values = new Float32Array(count);
+  const size = sizeOf[dtype];
+  const pieceCount = PIECE_BYTES / size;
+  for (let start = 0; start < count; start += pieceCount) {
+    const length = Math.min(pieceCount, count - start);
+    values.set(toFloat32(await source.read(offset + start * size, length * size), dtype), start);
+  }
+  return values;
+}
+
+/** `bad_weights` where a value is NaN or infinite. */
+export function checkFinite(values: Float32Array, where: string, name: string): void {
+  for (let i = 0; i < values.length; i++) {
+    if (values[i] - values[i] === 0) continue; // NaN and infinity minus themselves are NaN
+    throw new NibbleError("bad_weights", `${where}: tensor "${name}" holds ${values[i]} at element ${i}.`, {
+      param: name,
+    });
+  }
+}
+
+/** A source for the manifest; its hash is taken when somebody asks. */
+export function sourceFile(name: string, source: ByteSource): SourceFile {
+  return { name, sizeBytes: source.sizeBytes, sha256: () => hashSource(source) };
+}
+
+/** SHA-256 of the whole source, in hex. */
+export async function hashSource(source: ByteSource): Promise<string> {
+  if (source.sha256) return source.sha256();
+  const hash = sha256.create();
+  for (let offset = 0; offset < source.sizeBytes; offset += PIECE_BYTES) {
+    hash.update(await source.read(offset, Math.min(PIECE_BYTES, source.sizeBytes - offset)));
+  }
+  return bytesToHex(hash.digest());
+}
