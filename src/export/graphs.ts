@@ -1,4 +1,5 @@
 /** The graphs that a model is made of: the whole decoder, and for calibration its embedding, one block, its head. */
+import type { Architecture, DecoderConfig } from "../arch/architecture.ts";
 import type { Model } from "../arch/index.ts";
 import { ModelBuilder, type ModelBuilderOptions } from "../arch/model-builder.ts";
 import { Graph, type Value } from "../onnx/graph.ts";
@@ -10,6 +11,8 @@ const INT64_MAX = 0x7fffffffffff; // any end beyond the last row will do
 export interface DecoderGraphOptions extends ModelBuilderOptions {
   /** Also give out hidden states: after the final norm ("last"), or after the embedding and every block too ("all"). */
   readonly hiddenStates?: "last" | "all";
+  /** What the graph is for: logits (default), or the final hidden states of every row instead (embeddings). */
+  readonly result?: "logits" | "hidden_states";
 }
 
 /**
@@ -23,9 +26,8 @@ export function decoderGraph({ arch, config }: Model, options: DecoderGraphOptio
   const m = new ModelBuilder(g, options);
   const ids = g.input("input_ids", "int64", ["batch_size", "sequence_length"]);
   m.attentionMask();
-  const logits: Value[] = [];
   const give = (value: Value, name: string) => {
-    if (options.hiddenStates === "all") logits.push({ ...g.output(value, name) });
+    if (options.hiddenStates === "all") g.output(value, name);
   };
   g.scope = "embed";
   let x = arch.embed(m, ids, config);
@@ -37,14 +39,21 @@ export function decoderGraph({ arch, config }: Model, options: DecoderGraphOptio
   }
   g.scope = "head";
   const normed = arch.finalNorm(m, x, config);
-  if (options.hiddenStates) g.output(ops.cast(g, normed, "float32"), "hidden_states");
+  if (options.hiddenStates || options.result === "hidden_states") {
+    g.output(ops.cast(g, normed, "float32"), "hidden_states");
+  }
+  if (options.result !== "hidden_states") giveLogits(g, arch, m, normed, config);
+  fuse(g);
+  return g;
+}
+
+/** Logits of the last `num_logits_to_keep` rows, as the first output. */
+function giveLogits(g: Graph, arch: Architecture, m: ModelBuilder, normed: Value, config: DecoderConfig): void {
   const keep = g.input("num_logits_to_keep", "int64", []);
   const start = ops.reshape(g, ops.neg(g, keep), [1], [1]);
   const rows = ops.slice(g, normed, start, g.ints([INT64_MAX]), 1, "num_logits");
   g.output(ops.cast(g, arch.head(m, rows, config), "float32"), "logits");
   g.outputs.sort((a, b) => Number(b.name === "logits") - Number(a.name === "logits"));
-  fuse(g);
-  return g;
 }
 
 export interface BlockGraph {
