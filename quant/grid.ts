@@ -72,6 +72,119 @@ export function rangeRule(spec: GridSpec): GridRule {
   return spec.symmetric ? signedMaxGrid : minMaxGrid;
 }
 
+/** Largest group a search meets in one piece: a whole row of the widest layer we know fits. */
+let scratch = { w: new Float64Array(0), h: new Float64Array(0), hw: new Float64Array(0) };
+
+/** The best candidate so far; gain is A^2 / B, what its codes take off sum h w^2. */
+const candidate = { gain: 0, scale: 0, zero: 0 };
+
+/** Rounds the group to (scale, zero), refits the scale and keeps it if it is the best so far. */
+function judge(
+  w: Float64Array,
+  h: Float64Array,
+  hw: Float64Array,
+  n: number,
+  scale: number,
+  zero: number,
+  levels: number,
+): void {
+  const inverse = 1 / scale;
+  const low = -zero;
+  const high = levels - zero;
+  let A = 0;
+  let B = 0;
+  for (let i = 0; i < n; i++) {
+    let q = w[i] * inverse + ROUND - ROUND;
+    // plain comparisons: Math.min and Math.max also order -0 and NaN, at three times the time
+    if (q < low) q = low;
+    if (q > high) q = high;
+    A += hw[i] * q;
+    B += h[i] * q * q;
+  }
+  if (B > 0 && A * A > candidate.gain * B) {
+    candidate.gain = (A * A) / B;
+    candidate.scale = A / B;
+    candidate.zero = zero;
+  }
+}
+
+/** Fractions of the group's range that a search tries: clipping a tail buys a finer step for everything else. */
+const SHRINK = [1, 0.93, 0.86, 0.79, 0.72, 0.64];
+/** Alternations of rounding and refitting after the search; more change nothing measurable. */
+const POLISH_STEPS = 2;
+
+/**
+ * Minimises sum of h (w - (code - zero) scale)^2 over the scale and the integer zero point, h the importance. For the
+ * codes that a candidate (scale, zero) gives, the best scale is A / B with A = sum h w q, B = sum h q^2, q = code - zero,
+ * and leaves sum h w^2 - A^2 / B: one pass judges a candidate and refits it. Never worse than the plain range.
+ */
+export const searchGrid: GridRule = (w, start, end, importance, column, spec, grid) => {
+  const n = end - start;
+  if (scratch.w.length < n) {
+    scratch = { w: new Float64Array(n), h: new Float64Array(n), hw: new Float64Array(n) };
+  }
+  const { w: v, h, hw } = scratch;
+  let min = 0;
+  let max = 0;
+  for (let i = 0; i < n; i++) {
+    const value = w[start + i];
+    const weight = importance ? importance[column + i] : 1;
+    v[i] = value;
+    h[i] = weight;
+    hw[i] = weight * value;
+    if (value < min) min = value;
+    if (value > max) max = value;
+  }
+  const rule = rangeRule(spec);
+  rule(w, start, end, importance, column, spec, grid);
+  if (max - min === 0) return;
+  const levels = 2 ** spec.bits - 1;
+  const half = 2 ** (spec.bits - 1);
+  candidate.gain = 0;
+  candidate.scale = grid.scale;
+  candidate.zero = grid.zero;
+  const consider = (scale: number, zero: number) => judge(v, h, hw, n, scale, zero, levels);
+  if (spec.symmetric) {
+    const extreme = Math.max(max, -min) / half;
+    for (const shrink of SHRINK) {
+      consider(extreme * shrink, half);
+      consider(-extreme * shrink, half);
+    }
+    consider((extreme * half) / (half - 1), half);
+  } else {
+    for (const shrink of SHRINK) {
+      const scale = ((max - min) / levels) * shrink;
+      // the range holds `excess` steps more than there are levels: clip them off one end, the other, or both
+      const excess = (max - min) / scale - levels;
+      const middle = roundEven(-min / scale - excess / 2);
+      const reach = Math.max(1, Math.ceil(excess / 2));
+      for (let zero = middle - reach; zero <= middle + reach; zero++) {
+        if (zero >= 0 && zero <= levels) consider(scale, zero);
+      }
+    }
+  }
+  for (let step = 0; step < POLISH_STEPS; step++) consider(candidate.scale, candidate.zero);
+  const scale = spec.roundScale(candidate.scale);
+  if (scale === 0) return;
+  const ranged = gridError(v, h, n, levels, grid.scale, grid.zero);
+  if (gridError(v, h, n, levels, scale, candidate.zero) < ranged) {
+    grid.scale = scale;
+    grid.zero = candidate.zero;
+  }
+};
+
+/** sum of h (w - (code - zero) scale)^2 with each w rounded to its nearest code. */
+function gridError(w: Float64Array, h: Float64Array, n: number, levels: number, scale: number, zero: number): number {
+  const inverse = scale === 0 ? 0 : 1 / scale;
+  let sum = 0;
+  for (let i = 0; i < n; i++) {
+    const q = Math.max(-zero, Math.min(levels - zero, roundEven(w[i] * inverse)));
+    const error = w[i] - q * scale;
+    sum += h[i] * error * error;
+  }
+  return sum;
+}
+
 /** Grids of a whole matrix: scales (rows, groups), zeros (rows, groups) or undefined when symmetric. */
 export interface MatrixGrid {
   readonly scales: Float32Array;

@@ -1,0 +1,184 @@
+/**
+ * GPTQ (Frantar et al. 2023, arXiv 2210.17323): quantize one column at a time and push its rounding error onto the
+ * columns still free. GPTAQ (Li et al. 2025, arXiv 2504.02692) adds what the quantized prefix changed in the inputs.
+ *   W (rows, cols)   a row is one output feature, a column one input feature
+ *   H (cols, cols)   XᵀX / tokens; λ is added to its diagonal
+ *   U (cols, cols)   upper Cholesky factor of (H + λI)⁻¹, Algorithm 1
+ *   E (cols, rows)   each column's errors, already divided by U[col, col]
+ *   P (cols, cols)   GPTAQ's compensation of the inputs' drift
+ * Columns are visited in order of descending diag(H): strongly driven ones while most others are still free. Groups
+ * stay the contiguous original ones with grids fixed beforehand, so no g_idx is needed (its path in ONNX Runtime gives
+ * wrong numbers).
+ */
+import { inverseCholeskyUpper, type MatrixProducts } from "../src/tensor/linalg.ts";
+import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
+import { fitGrid, type GridRule, type MatrixGrid, rangeRule, roundEven, searchGrid } from "./grid.ts";
+import { rowLosses } from "./loss.ts";
+import { rtn } from "./rtn.ts";
+import type { GridSpec, InputStatistics, Matrix } from "./types.ts";
+
+export interface GptqOptions {
+  /** λ as a fraction of the mean of diag(H). */
+  readonly damping?: number;
+  readonly order?: "diagonal" | "natural";
+  /** How grids are placed; default: searched, errors weighted by diag(H). */
+  readonly rule?: GridRule;
+  /** How much of GPTAQ's term is used, 0 to 1; needs `dXX`. */
+  readonly asymmetry?: number;
+}
+
+/** The paper's 1 %. */
+const DAMPING = 0.01;
+/** Columns whose updates stay in JavaScript; those beyond come at once through a matrix product. */
+const BLOCK = 32;
+
+export async function gptq(
+  W: Matrix,
+  spec: GridSpec,
+  statistics: InputStatistics,
+  products: MatrixProducts,
+  { damping = DAMPING, order = "diagonal", rule = searchGrid, asymmetry = 0 }: GptqOptions = {},
+): Promise<QuantizedMatrix> {
+  const { cols } = W;
+  const { H } = statistics;
+  const diagonal = Float64Array.from({ length: cols }, (_, col) => H[col * (cols + 1)]);
+  const nearest = rtn(W, spec, rangeRule(spec));
+  const meanDiagonal = diagonal.reduce((sum, h) => sum + h, 0) / cols;
+  if (meanDiagonal === 0) return nearest; // no input ever reached this matrix
+
+  const visit = visitOrder(diagonal, order); // visit[step] = column
+  const U = await inverseCholeskyUpper(permuted(H, visit, damping * meanDiagonal), cols, products);
+  const dXX = asymmetry > 0 ? statistics.dXX : undefined;
+  const target = dXX ? await driftCompensated(W, U, dXX, visit, asymmetry, products) : W;
+  const grid = fitGrid(target, spec, rule, diagonal);
+  const swept = await sweep(target, spec, grid, U, visit, products);
+
+  // GPTQ is greedy: a row may come out worse than by plain rounding, and is then rounded plainly
+  const drift = dXX && { dXX, asymmetry };
+  const lossOf = (quantized: QuantizedMatrix) => rowLosses(W, quantized, H, products, drift);
+  return betterRows(swept, nearest, await lossOf(swept), await lossOf(nearest));
+}
+
+function visitOrder(diagonal: Float64Array, order: "diagonal" | "natural"): Int32Array {
+  const visit = Int32Array.from(diagonal, (_, col) => col);
+  return order === "natural" ? visit : visit.sort((a, b) => diagonal[b] - diagonal[a] || a - b);
+}
+
+/** H with rows and columns in visiting order, λ on its diagonal. */
+function permuted(H: Float64Array, visit: Int32Array, lambda: number): Float64Array {
+  const cols = visit.length;
+  const out = new Float64Array(cols * cols);
+  for (let i = 0; i < cols; i++) {
+    const from = visit[i] * cols;
+    for (let j = 0; j < cols; j++) out[i * cols + j] = H[from + visit[j]];
+    out[i * cols + i] += lambda;
+  }
+  return out;
+}
+
+/**
+ * GPTAQ, eq. 15 to 18: column q's inputs moved by ΔX; the columns visited after it take up W[:, q] ΔX as well as they
+ * can, which is W[:, q] P[q, :] with P = triu(ΔX Xᵀ Uᵀ, 1) U. Since P does not depend on any rounding, the whole
+ * compensation W P is known before the first column is rounded.
+ */
+async function driftCompensated(
+  W: Matrix,
+  U: Float64Array,
+  dXX: Float64Array,
+  visit: Int32Array,
+  asymmetry: number,
+  products: MatrixProducts,
+): Promise<Matrix> {
+  const { rows, cols } = W;
+  const upper = await products.f64(permuted(dXX, visit, 0), U, { m: cols, k: cols, n: cols, transB: true });
+  for (let q = 0; q < cols; q++) upper.fill(0, q * cols, q * cols + q + 1);
+  const P = await products.f64(upper, U, { m: cols, k: cols, n: cols });
+  const ordered = new Float64Array(rows * cols);
+  for (let row = 0; row < rows; row++) {
+    for (let step = 0; step < cols; step++) ordered[row * cols + step] = W.data[row * cols + visit[step]];
+  }
+  const moved = await products.f64(ordered, P, { m: rows, k: cols, n: cols });
+  const data = W.data.slice();
+  for (let row = 0; row < rows; row++) {
+    for (let step = 0; step < cols; step++) {
+      data[row * cols + visit[step]] += asymmetry * moved[row * cols + step];
+    }
+  }
+  return { rows, cols, data };
+}
+
+/** Algorithm 1 on a fixed grid: the codes after every column has been rounded and its error passed on. */
+export async function sweep(
+  { rows, cols, data }: Matrix,
+  spec: GridSpec,
+  { scales, zeros }: MatrixGrid,
+  U: Float64Array,
+  visit: Int32Array,
+  products: MatrixProducts,
+): Promise<QuantizedMatrix> {
+  const { bits, groupSize } = spec;
+  const levels = 2 ** bits - 1;
+  const groups = Math.ceil(cols / groupSize);
+  const codes = new Uint8Array(rows * cols);
+  const E = new Float32Array(cols * rows);
+  const block = new Float64Array(BLOCK * BLOCK); // U's diagonal block
+  const column = new Int32Array(BLOCK);
+  const group = new Int32Array(BLOCK);
+  const w = new Float64Array(BLOCK);
+
+  for (let start = 0; start < cols; start += BLOCK) {
+    const width = Math.min(BLOCK, cols - start);
+    // what the columns before this block owe it: Eᵀ U[:start, block], eq. 4
+    let owed: Float32Array | undefined;
+    if (start > 0) {
+      const strip = new Float32Array(start * width);
+      for (let i = 0; i < start; i++) {
+        for (let j = 0; j < width; j++) strip[i * width + j] = U[i * cols + start + j];
+      }
+      owed = await products.f32(E.subarray(0, start * rows), strip, { m: rows, k: start, n: width, transA: true });
+    }
+    for (let j = 0; j < width; j++) {
+      column[j] = visit[start + j];
+      group[j] = Math.floor(column[j] / groupSize);
+      for (let i = 0; i < width; i++) block[j * BLOCK + i] = U[(start + j) * cols + start + i];
+    }
+    for (let row = 0; row < rows; row++) {
+      for (let j = 0; j < width; j++) {
+        w[j] = data[row * cols + column[j]] - (owed ? owed[row * width + j] : 0);
+      }
+      for (let j = 0; j < width; j++) {
+        const at = row * groups + group[j];
+        const scale = scales[at];
+        const zero = zeros ? zeros[at] : 2 ** (bits - 1);
+        const nearest = scale === 0 ? zero : roundEven(w[j] / scale) + zero;
+        const code = nearest < 0 ? 0 : Math.min(levels, nearest);
+        const error = (w[j] - (code - zero) * scale) / block[j * BLOCK + j]; // eq. 2
+        for (let free = j + 1; free < width; free++) w[free] -= error * block[j * BLOCK + free];
+        codes[row * cols + column[j]] = code;
+        E[(start + j) * rows + row] = error;
+      }
+    }
+  }
+  return { rows, cols, bits, groupSize, codes, scales, zeros };
+}
+
+/** Each row from whichever matrix loses less on it; both have one shape and format. */
+export function betterRows(
+  a: QuantizedMatrix,
+  b: QuantizedMatrix,
+  lossA: Float64Array,
+  lossB: Float64Array,
+): QuantizedMatrix {
+  const { rows, cols } = a;
+  const groups = a.scales.length / rows;
+  const codes = a.codes.slice();
+  const scales = a.scales.slice();
+  const zeros = a.zeros?.slice();
+  for (let row = 0; row < rows; row++) {
+    if (lossA[row] <= lossB[row]) continue;
+    codes.set(b.codes.subarray(row * cols, (row + 1) * cols), row * cols);
+    scales.set(b.scales.subarray(row * groups, (row + 1) * groups), row * groups);
+    if (b.zeros) zeros?.set(b.zeros.subarray(row * groups, (row + 1) * groups), row * groups);
+  }
+  return { ...a, codes, scales, zeros };
+}

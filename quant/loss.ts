@@ -1,0 +1,50 @@
+/** What rounding costs on the calibration inputs, row by row. */
+import type { MatrixProducts } from "../src/tensor/linalg.ts";
+import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
+import type { Matrix } from "./types.ts";
+
+/** GPTAQ's objective asks for W X_float instead of W X. */
+export interface Drift {
+  readonly dXX: Float64Array;
+  readonly asymmetry: number;
+}
+
+/**
+ * (rows) mean square of each output feature's error: D H Dᵀ with D = W - Ŵ; with drift, plus 2 asymmetry (W dXX) Dᵀ,
+ * which is the mean square of W X_float - Ŵ X less a constant.
+ */
+export async function rowLosses(
+  W: Matrix,
+  quantized: QuantizedMatrix,
+  H: Float64Array,
+  products: MatrixProducts,
+  drift?: Drift,
+): Promise<Float64Array> {
+  const { rows, cols } = W;
+  const D = dequantize(quantized);
+  for (let i = 0; i < D.length; i++) D[i] = W.data[i] - D[i];
+  const shape = { m: rows, k: cols, n: cols };
+  const DH = await products.f32(D, Float32Array.from(H), shape);
+  const WdXX = drift && (await products.f32(W.data, Float32Array.from(drift.dXX), shape));
+  const losses = new Float64Array(rows);
+  for (let row = 0; row < rows; row++) {
+    let loss = 0;
+    for (let i = row * cols; i < (row + 1) * cols; i++) {
+      loss += D[i] * DH[i];
+      if (WdXX && drift) loss += 2 * drift.asymmetry * D[i] * WdXX[i];
+    }
+    losses[row] = loss;
+  }
+  return losses;
+}
+
+/** Mean over all outputs of the squared error, the figure that papers and peers call the layer's loss. */
+export async function meanLoss(
+  W: Matrix,
+  quantized: QuantizedMatrix,
+  H: Float64Array,
+  products: MatrixProducts,
+): Promise<number> {
+  const losses = await rowLosses(W, quantized, H, products);
+  return losses.reduce((sum, loss) => sum + loss, 0) / W.rows;
+}
