@@ -3,6 +3,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import { packageFolder } from "../node/package.ts";
+import { exportCommand } from "./export.ts";
+import { inspect } from "./inspect.ts";
 import { list } from "./list.ts";
 import { rm } from "./rm.ts";
 import { EXIT_USAGE, reportError } from "./run.ts";
@@ -13,7 +15,7 @@ const program = new Command("nibble")
   .version(version)
   .showHelpAfterError("(--help says more)");
 
-for (const command of [list, rm]) program.addCommand(command.copyInheritedSettings(program));
+for (const command of [exportCommand, inspect, list, rm]) program.addCommand(command.copyInheritedSettings(program));
 for (const command of [program, ...program.commands]) command.exitOverride();
 
 try {

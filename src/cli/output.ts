@@ -39,7 +39,7 @@ export class Output {
   /** What the command is for: `text` for people, `data` for --json. */
   result(text: string, data: unknown): void {
     this.clearBar();
-    if (this.flags.json) this.stdout.write(`${JSON.stringify(data, null, 2)}\n`);
+    if (this.flags.json) this.stdout.write(`${JSON.stringify(data, typedArraysAsLists, 2)}\n`);
     else this.stdout.write(text.endsWith("\n") || text === "" ? text : `${text}\n`);
   }
 
@@ -72,6 +72,10 @@ export class Output {
     if (this.barShown) this.stderr.write("\r\x1b[2K");
     this.barShown = false;
   }
+}
+
+function typedArraysAsLists(_key: string, value: unknown): unknown {
+  return ArrayBuffer.isView(value) && !(value instanceof DataView) ? Array.from(value as Float32Array) : value;
 }
 
 /** Rate and time left since the counting of this unit began. */

@@ -11,24 +11,30 @@ export interface CommandContext {
   readonly output: Output;
   /** Aborted by Ctrl-C; a second Ctrl-C ends the process at once. */
   readonly signal: AbortSignal;
+  /** What Ctrl-C does from now on instead, where a command has its own use for it. */
+  readonly onInterrupt: (handler: () => void) => void;
 }
 
 export async function runCommand(flags: OutputFlags, body: (context: CommandContext) => Promise<void>): Promise<void> {
   const output = new Output(flags);
   const controller = new AbortController();
-  const interrupt = () => {
+  let interrupt = () => {
     if (controller.signal.aborted) process.exit(EXIT_INTERRUPTED);
     controller.abort(new NibbleError("aborted", "Stopped by Ctrl-C; nothing was left behind."));
   };
-  process.on("SIGINT", interrupt);
+  const onSignal = () => interrupt();
+  const onInterrupt = (handler: () => void) => {
+    interrupt = handler;
+  };
+  process.on("SIGINT", onSignal);
   try {
-    await body({ output, signal: controller.signal });
+    await body({ output, signal: controller.signal, onInterrupt });
   } catch (error) {
     output.clearBar();
     const code = reportError(flags, error);
     process.exitCode = controller.signal.aborted ? EXIT_INTERRUPTED : code;
   } finally {
-    process.off("SIGINT", interrupt);
+    process.off("SIGINT", onSignal);
   }
 }
 
