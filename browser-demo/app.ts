@@ -1,0 +1,135 @@
+/** The page's state: the engine's worker, the model in it, what is stored, and what went wrong. */
+import { NibbleError } from "../src/errors.ts";
+import { EngineWorker } from "../src/web/client.ts";
+import type { DeviceReport } from "../src/web/device.ts";
+import type { LoadEvent, LoadedModel, LoadRequest } from "../src/web/protocol.ts";
+import type { ModelSource } from "../src/web/remote.ts";
+import type { StoredModel } from "../src/web/store.ts";
+import type { PageMethods } from "./protocol.ts";
+import { findServer, type ServerInfo } from "./server-backend.ts";
+import { keepRuntimeOffline } from "./service-worker-link.ts";
+import { change, settings } from "./settings.ts";
+import { announce, Signal } from "./ui/dom.ts";
+
+export interface Loading {
+  readonly name: string;
+  readonly event: LoadEvent | undefined;
+  cancel(): void;
+}
+
+export interface Problem {
+  readonly message: string;
+  /** One click that sets it right. */
+  readonly remedy?: { readonly label: string; run(): void };
+}
+
+export const device = new Signal<DeviceReport | undefined>(undefined);
+export const model = new Signal<LoadedModel | undefined>(undefined);
+export const loading = new Signal<Loading | undefined>(undefined);
+export const problem = new Signal<Problem | undefined>(undefined);
+export const stored = new Signal<readonly StoredModel[]>([]);
+export const server = new Signal<ServerInfo | undefined>(undefined);
+
+/** The model that ships with the page. */
+export const shippedModel = { name: "stories260K", url: new URL("models/stories260k/", document.baseURI).href };
+export const ortUrl = new URL("ort/", document.baseURI).href;
+
+/** A worker like the one below: Compare starts its own. */
+export function startWorker(): Worker {
+  return new Worker(new URL("./worker.ts", import.meta.url), { type: "module", name: "nibble" });
+}
+
+export const engine = new EngineWorker<PageMethods>(startWorker, (error) => {
+  model.value = undefined;
+  problem.value = { message: error.message, remedy: { label: "Load the model again", run: recover } };
+});
+
+export async function refreshStored(): Promise<void> {
+  stored.value = await engine.rpc.call("models", undefined).catch(() => []);
+}
+
+export async function removeStored(id: string): Promise<void> {
+  if (model.value?.stored.id === id) unload();
+  await engine.rpc.call("remove", id);
+  if (settings.value.lastModel === id) change({ lastModel: "" });
+  await refreshStored();
+}
+
+export function unload(): void {
+  engine.terminate();
+  model.value = undefined;
+}
+
+/** Downloads what is missing and opens a model; problems go to `problem`. */
+export async function load(source: LoadRequest["source"], name: string, graph?: string): Promise<void> {
+  loading.value?.cancel();
+  model.value = undefined;
+  const { device: wish, context } = settings.value;
+  const request = { source, device: wish, graph, context: context || undefined, ortUrl };
+  await run(
+    name,
+    (options) => engine.load(request, options),
+    () => load(source, name, graph),
+  );
+}
+
+export function loadSource(source: ModelSource): Promise<void> {
+  const name = source.kind === "url" ? source.url : source.kind === "hub" ? source.id : source.name;
+  return load(source, name);
+}
+
+/** The same model in a fresh worker: after a lost device, a full memory, a sleep that killed it. */
+export async function recover(): Promise<void> {
+  model.value = undefined;
+  await run("the model", (options) => engine.reload(options), recover);
+}
+
+async function run(
+  name: string,
+  start: (options: { onEvent: (event: LoadEvent) => void; signal: AbortSignal }) => Promise<LoadedModel>,
+  again: () => void,
+): Promise<void> {
+  const control = new AbortController();
+  const cancel = () => control.abort();
+  problem.value = undefined;
+  const mine: Loading = { name, event: undefined, cancel };
+  loading.value = mine;
+  const onEvent = (event: LoadEvent) => {
+    if (!control.signal.aborted) loading.value = { name, event, cancel };
+  };
+  try {
+    const loaded = await start({ onEvent, signal: control.signal });
+    model.value = loaded;
+    change({ lastModel: loaded.stored.id });
+    announce(`${loaded.info.id} is ready`);
+    await keepRuntimeOffline(loaded.choice.build);
+    await navigator.storage.persist?.();
+  } catch (error) {
+    const { code, message } = error as NibbleError;
+    if (code !== "aborted") {
+      const resumes = code === "network";
+      problem.value = { message, remedy: { label: resumes ? "Resume" : "Try again", run: again } };
+    }
+  } finally {
+    if (loading.value?.cancel === cancel) loading.value = undefined;
+    await refreshStored();
+  }
+}
+
+/** Says what an answer died of, and offers the engine again where it is gone. */
+export function report(error: unknown): string {
+  const { code, message } =
+    error instanceof NibbleError ? error : new NibbleError("engine", (error as Error).message ?? String(error));
+  if (code === "engine") problem.value = { message, remedy: { label: "Load the model again", run: recover } };
+  return message;
+}
+
+/** What a visit starts with: the device, the models there are, the last one opened again. */
+export async function start(): Promise<void> {
+  device.value = await engine.rpc.call("probe", undefined);
+  const [found] = await Promise.all([findServer(), refreshStored()]);
+  server.value = found;
+  if (!found && settings.value.runOn === "server") change({ runOn: "page" });
+  const last = stored.value.find(({ id, complete }) => id === settings.value.lastModel && complete);
+  if (last && settings.value.runOn === "page") await load({ kind: "stored", id: last.id }, last.id);
+}

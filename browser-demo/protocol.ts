@@ -1,0 +1,23 @@
+/** What the page asks of its worker: all that `nibble-llm/web` does, and quantizing. */
+import type { WorkerMethods } from "../src/web/protocol.ts";
+import type { StoredModel } from "../src/web/store.ts";
+
+export interface QuantizeRequest {
+  readonly name: string;
+  readonly files: ReadonlyMap<string, File>;
+  readonly method: "rtn" | "gptq" | "awq";
+  readonly bits: 4 | 8;
+  readonly groupSize: number;
+}
+
+export interface QuantizeEvent {
+  readonly stage: string;
+  readonly done: number;
+  readonly total: number;
+  /** A layer that was just done, and its error relative to the float layer's output. */
+  readonly layer?: { readonly name: string; readonly error: number };
+}
+
+export interface PageMethods extends WorkerMethods {
+  readonly quantize: { params: QuantizeRequest; result: StoredModel; event: QuantizeEvent };
+}

@@ -1,0 +1,224 @@
+/** The chat: a thread, a composer, and what the last answer cost. */
+import { answer, answeredBy } from "../answer.ts";
+import { loading, model, report, server } from "../app.ts";
+import {
+  type Conversation,
+  deleteConversation,
+  listConversations,
+  type Message,
+  newConversation,
+  saveConversation,
+} from "../conversations.ts";
+import { settings } from "../settings.ts";
+import { announce, el, icon, Signal } from "./dom.ts";
+import { bytes, count } from "./format.ts";
+import { type MessageView, messageView } from "./message.ts";
+import { modelOffers } from "./models.ts";
+
+export const conversations = new Signal<readonly Conversation[]>([]);
+export const current = new Signal<Conversation>(newConversation());
+
+const TITLE_LENGTH = 48;
+/** Within this of the end, new text keeps the end in sight. */
+const STICK_PIXELS = 80;
+
+const suggestions = {
+  chat: ["Explain 4-bit quantization to a gardener", "Write a haiku about rounding errors", "Plan a slow Sunday"],
+  text: ["Once upon a time", "Lily and Tom went to the park.", "The little dog was sad because"],
+};
+
+export async function refreshConversations(): Promise<void> {
+  conversations.value = await listConversations().catch(() => []);
+}
+
+export async function removeConversation(id: string): Promise<void> {
+  await deleteConversation(id);
+  if (current.value.id === id) current.value = newConversation();
+  await refreshConversations();
+}
+
+export function chatView(): HTMLElement {
+  const thread = el("div", { class: "thread", role: "log", aria: { label: "Conversation", live: "off" } });
+  const scroll = el("div", { class: "scroll", tabIndex: 0, role: "region", aria: { label: "Messages" } }, thread);
+  const input = el("textarea", { rows: 1, placeholder: "Message", aria: { label: "Message" }, name: "message" });
+  const send = el("button", { type: "submit", class: "icon-button primary", aria: { label: "Send" } }, icon("send"));
+  const stop = el(
+    "button",
+    { type: "button", class: "icon-button", hidden: true, aria: { label: "Stop" } },
+    icon("stop"),
+  );
+  const composer = el("form", { class: "composer", aria: { label: "Write a message" } }, input, send, stop);
+  const status = el("div", { class: "status numbers" });
+  let views = new Map<Message, MessageView>();
+  let control: AbortController | undefined;
+
+  const canAsk = () => answeredBy() !== undefined && control === undefined;
+  const refresh = () => {
+    send.disabled = !canAsk();
+    send.hidden = control !== undefined;
+    stop.hidden = control === undefined;
+    const loaded = model.value;
+    const base = settings.value.runOn === "page" && loaded && !loaded.hasChatTemplate;
+    input.placeholder =
+      answeredBy() === undefined ? "Open a model to start" : base ? "Begin a text, the model goes on" : "Message";
+    drawStatus();
+    if (current.value.messages.length === 0) drawWelcome();
+  };
+
+  const drawStatus = () => {
+    const last = current.value.messages.at(-1)?.stats;
+    const loaded = model.value;
+    if (settings.value.runOn === "server" || !loaded) {
+      const where =
+        settings.value.runOn === "server" && server.value
+          ? "Answers come from the server"
+          : "Nothing you type leaves this page";
+      status.replaceChildren(el("span", {}, where));
+      return;
+    }
+    const { info } = loaded;
+    const used = last ? last.promptTokens + last.completionTokens : 0;
+    status.replaceChildren(
+      el("span", {}, `Context ${count(used)} of ${count(info.contextLength)}`),
+      el("span", {}, `KV cache ${bytes(used * info.memory.kvBytesPerToken)}, ${info.kv.format} ${info.kv.policy}`),
+      el("span", { class: "wide" }, loaded.choice.reason),
+    );
+  };
+
+  const drawWelcome = () => {
+    const ready = answeredBy() !== undefined;
+    const base = settings.value.runOn === "page" && model.value?.hasChatTemplate === false;
+    const offers = ready
+      ? el(
+          "div",
+          { class: "suggestions" },
+          ...suggestions[base ? "text" : "chat"].map((text) =>
+            el("button", { type: "button", class: "button", on: { click: () => void ask(text) } }, text),
+          ),
+        )
+      : modelOffers();
+    const lead = ready
+      ? base
+        ? "This is a small base model: begin a story and it goes on. Nothing you type leaves this page."
+        : "Ask away. Nothing you type leaves this page."
+      : "Pick a model and it is fetched once, checked, and kept in this browser. Then it answers here, offline too, with nothing behind it.";
+    thread.replaceChildren(
+      el("div", { class: "welcome" }, el("h1", {}, "A language model, in this tab."), el("p", {}, lead), offers),
+    );
+  };
+
+  const toEnd = () => (scroll.scrollTop = scroll.scrollHeight);
+  const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < STICK_PIXELS;
+
+  const add = (message: Message) => {
+    const view = messageView(message, {
+      regenerate: () => void again(current.value.messages.indexOf(message)),
+      resend: (text) => void again(current.value.messages.indexOf(message), text),
+    });
+    views.set(message, view);
+    thread.append(view.element);
+    return view;
+  };
+
+  const draw = () => {
+    views = new Map();
+    thread.replaceChildren();
+    for (const message of current.value.messages) add(message);
+    refresh();
+    toEnd();
+  };
+
+  const save = async () => {
+    const conversation = current.value;
+    conversation.updatedAt = Date.now();
+    await saveConversation(conversation).catch(() => undefined); // storage is blocked: the chat lives until the page closes
+    await refreshConversations();
+  };
+
+  /** Asks for an answer to the thread as it stands. */
+  const generate = async () => {
+    const conversation = current.value;
+    const message: Message = { role: "assistant", content: "" };
+    const history = [...conversation.messages];
+    conversation.messages.push(message);
+    const view = add(message);
+    control = new AbortController();
+    refresh();
+    view.update(true);
+    toEnd();
+    try {
+      await answer(
+        history,
+        message,
+        () => {
+          const follow = atEnd();
+          view.update(true);
+          if (follow) requestAnimationFrame(toEnd);
+        },
+        control.signal,
+      );
+      announce("Answer finished");
+    } catch (error) {
+      if (!control.signal.aborted) message.error = report(error);
+    }
+    control = undefined;
+    view.update();
+    refresh();
+    await save();
+  };
+
+  const ask = async (text: string) => {
+    if (!canAsk() || !text.trim()) return;
+    const conversation = current.value;
+    if (conversation.messages.length === 0) {
+      thread.replaceChildren();
+      conversation.title = text.trim().replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
+    }
+    const message: Message = { role: "user", content: text };
+    conversation.messages.push(message);
+    add(message);
+    input.value = "";
+    await save();
+    await generate();
+  };
+
+  /** Cuts the thread at a message: an answer is made again, an edited question replaces itself. */
+  const again = async (index: number, text?: string) => {
+    if (!canAsk() || index < 0) return;
+    const conversation = current.value;
+    conversation.messages = conversation.messages.slice(0, index);
+    draw();
+    if (text === undefined) await generate();
+    else await ask(text);
+  };
+
+  composer.addEventListener("submit", (event) => {
+    event.preventDefault();
+    void ask(input.value);
+  });
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    void ask(input.value);
+  });
+  stop.addEventListener("click", () => control?.abort());
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) control?.abort();
+    if (event.key === "/" && !(event.target as HTMLElement).closest("input, textarea, select")) {
+      event.preventDefault();
+      input.focus();
+    }
+  });
+
+  current.watch(() => {
+    control?.abort();
+    draw();
+  });
+  for (const signal of [model, server, settings, loading]) (signal as Signal<unknown>).watch(refresh);
+  return el(
+    "section",
+    { class: "chat", aria: { label: "Chat" } },
+    scroll,
+    el("div", { class: "dock" }, composer, status),
+  );
+}

@@ -1,0 +1,249 @@
+/** Models: what is here, where more come from, and one bar while one arrives. */
+import type { NibbleError } from "../../src/errors.ts";
+import { droppedFolder } from "../../src/web/dropped.ts";
+import { filesSource, parseSource } from "../../src/web/remote.ts";
+import type { StoredModel } from "../../src/web/store.ts";
+import {
+  device,
+  type Loading,
+  load,
+  loading,
+  loadSource,
+  model,
+  problem,
+  removeStored,
+  shippedModel,
+  stored,
+} from "../app.ts";
+import { el, icon, iconButton } from "./dom.ts";
+import { bytes, duration } from "./format.ts";
+
+/** What the welcome offers while no model is open. */
+export function modelOffers(): HTMLElement {
+  if (loading.value) return el("div", { class: "hint" }, `Opening ${loading.value.name} …`);
+  const complete = stored.value.filter((one) => one.complete);
+  const buttons = complete.map(({ id }) =>
+    el(
+      "button",
+      { type: "button", class: "button primary", on: { click: () => void load({ kind: "stored", id }, id) } },
+      `Open ${id}`,
+    ),
+  );
+  if (buttons.length === 0) buttons.push(shippedButton());
+  return el("div", { class: "row" }, ...buttons, el("a", { class: "button", href: "#models" }, "Other models"));
+}
+
+function shippedButton(): HTMLButtonElement {
+  const open = () => void loadSource({ kind: "url", url: shippedModel.url });
+  return el(
+    "button",
+    { type: "button", class: "button primary", on: { click: open } },
+    icon("down"),
+    `Open ${shippedModel.name}`,
+  );
+}
+
+function stage({ event, name }: Loading): { title: string; detail: string; share: number | undefined } {
+  if (event?.stage === "download") {
+    const { receivedBytes, totalBytes, bytesPerSecond, secondsLeft } = event.progress;
+    const speed = bytesPerSecond > 0 ? ` · ${bytes(bytesPerSecond)}/s` : "";
+    const left = secondsLeft === undefined ? "" : ` · ${duration(secondsLeft)} left`;
+    const detail = `${bytes(receivedBytes)} of ${bytes(totalBytes)}${speed}${left}`;
+    return { title: `Downloading ${name}`, detail, share: receivedBytes / totalBytes };
+  }
+  if (event?.stage === "runtime")
+    return { title: `Opening ${name}`, detail: "Starting ONNX Runtime", share: undefined };
+  if (event?.stage === "session") return { title: `Opening ${name}`, detail: "Building the session", share: undefined };
+  return { title: `Looking at ${name}`, detail: "", share: undefined };
+}
+
+/** The bar while a model arrives, and what stopped one: shown above every view. */
+export function loadBar(): HTMLElement {
+  const title = el("strong");
+  const detail = el("span", { class: "hint numbers" });
+  const bar = el("progress", { max: 1, aria: { label: "Loading the model" } });
+  const cancel = el(
+    "button",
+    { type: "button", class: "button", on: { click: () => loading.value?.cancel() } },
+    "Stop",
+  );
+  const progress = el("div", { class: "card download" }, el("div", { class: "row" }, title, cancel), bar, detail);
+  const notice = el("div");
+  const element = el("div", { class: "dock load-bar" }, progress, notice);
+  loading.watch((now) => {
+    progress.hidden = now === undefined;
+    if (!now) return;
+    const { title: what, detail: how, share } = stage(now);
+    title.textContent = what;
+    detail.textContent = how;
+    if (share === undefined) bar.removeAttribute("value");
+    else bar.value = share;
+  });
+  problem.watch((now) => {
+    if (!now) return notice.replaceChildren();
+    const { message, remedy } = now;
+    const close = iconButton("close", "Dismiss", () => (problem.value = undefined));
+    const fix =
+      remedy && el("button", { type: "button", class: "button", on: { click: () => remedy.run() } }, remedy.label);
+    notice.replaceChildren(el("div", { class: "notice", role: "alert" }, el("p", {}, message), fix, close));
+  });
+  return element;
+}
+
+function storedItem({ id, origin, storedBytes, sizeBytes, complete, verified }: StoredModel): HTMLElement {
+  const open = model.value?.stored.id === id;
+  const size = complete ? bytes(storedBytes) : `${bytes(storedBytes)} of ${bytes(sizeBytes)}`;
+  const start = () => {
+    if (complete) void load({ kind: "stored", id }, id);
+    else void loadSource({ kind: "url", url: origin });
+  };
+  return el(
+    "li",
+    {},
+    el("div", { class: "about" }, el("strong", {}, id), el("small", {}, `${size} · ${origin}`)),
+    open && el("span", { class: "pill on" }, "Open"),
+    verified && el("span", { class: "pill", title: "Every file has the SHA-256 that its folder lists" }, "Verified"),
+    !open && el("button", { type: "button", class: "button", on: { click: start } }, complete ? "Open" : "Resume"),
+    iconButton("trash", `Delete ${id}`, () => void removeStored(id)),
+  );
+}
+
+export function modelsView(): HTMLElement {
+  const list = el("ul", { class: "models" });
+  const room = el("p", { class: "hint numbers" });
+  const redraw = () => {
+    const items = stored.value.map(storedItem);
+    list.replaceChildren(...items);
+    list.hidden = items.length === 0;
+    const storage = device.value?.storage;
+    const used = stored.value.reduce((sum, { storedBytes }) => sum + storedBytes, 0);
+    const quota = storage ? ` The browser allows this site ${bytes(storage.quotaBytes)}.` : "";
+    room.textContent = items.length ? `${bytes(used)} on this device.${quota}` : `Nothing stored yet.${quota}`;
+  };
+  stored.watch(redraw);
+  model.watch(redraw);
+  device.watch(redraw);
+
+  const address = el("input", {
+    name: "address",
+    required: true,
+    placeholder: "org/name or https://host/model/",
+    autocomplete: "off",
+    spellcheck: false,
+  });
+  const complaint = el("p", { class: "hint", role: "alert" });
+  const byAddress = el(
+    "form",
+    { class: "card" },
+    el("h2", {}, "From an address"),
+    el(
+      "label",
+      { class: "field" },
+      el("span", {}, "Hub id or URL"),
+      address,
+      el("small", {}, "A folder made by nibble, or a transformers.js folder with a q4 graph."),
+    ),
+    complaint,
+    el(
+      "div",
+      { class: "row" },
+      el("button", { class: "button primary", type: "submit" }, icon("down"), "Download and open"),
+    ),
+  );
+  byAddress.addEventListener("submit", (event) => {
+    event.preventDefault();
+    complaint.textContent = "";
+    try {
+      void loadSource(parseSource(address.value));
+    } catch (error) {
+      complaint.textContent = (error as NibbleError).message;
+    }
+  });
+
+  return el(
+    "section",
+    { class: "page", aria: { label: "Models" } },
+    el(
+      "header",
+      {},
+      el("h1", { tabIndex: -1 }, "Models"),
+      el(
+        "p",
+        {},
+        "Downloaded once, checked by hash, kept in this browser. A stopped download goes on where it stopped.",
+      ),
+    ),
+    list,
+    room,
+    el(
+      "div",
+      { class: "grid-2" },
+      el(
+        "div",
+        { class: "card" },
+        el("h2", {}, "Ships with the page"),
+        el(
+          "p",
+          { class: "hint" },
+          "stories260K: a llama of 260 thousand parameters that tells short stories for children. Under a megabyte.",
+        ),
+        el("div", { class: "row" }, shippedButton()),
+      ),
+      byAddress,
+    ),
+    folderDrop(
+      "Drop a model folder here",
+      "Or choose one. It is copied into this browser's storage, nothing is uploaded.",
+      (files) => {
+        void loadSource(files);
+      },
+    ),
+  );
+}
+
+/** A place to drop a folder, and the button for those who do not drag. */
+export function folderDrop(
+  title: string,
+  hint: string,
+  onFolder: (source: { kind: "files"; name: string; files: ReadonlyMap<string, File> }) => void,
+): HTMLElement {
+  const picker = el("input", {
+    type: "file",
+    class: "visually-hidden",
+    multiple: true,
+    tabIndex: -1,
+    aria: { label: title },
+  });
+  picker.webkitdirectory = true;
+  picker.addEventListener("change", () => {
+    const source = filesSource(picker.files ?? []);
+    picker.value = "";
+    if (source.kind === "files" && source.files.size > 0) onFolder(source as Parameters<typeof onFolder>[0]);
+  });
+  const choose = el(
+    "button",
+    { type: "button", class: "button", on: { click: () => picker.click() } },
+    icon("folder"),
+    "Choose a folder",
+  );
+  const area = el(
+    "div",
+    { class: "drop" },
+    el("strong", {}, title),
+    el("span", { class: "hint" }, hint),
+    choose,
+    picker,
+  );
+  area.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    area.dataset.over = "true";
+  });
+  area.addEventListener("dragleave", () => (area.dataset.over = "false"));
+  area.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    area.dataset.over = "false";
+    const items = event.dataTransfer?.items;
+    if (items) onFolder({ kind: "files", ...(await droppedFolder(items)) });
+  });
+  return area;
+}

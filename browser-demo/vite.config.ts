@@ -1,0 +1,135 @@
+/**
+ * Builds the page into dist/: any static host, any sub-path, nothing from another origin. ONNX Runtime's .mjs and .wasm
+ * pairs are served from ort/, the shipped model from models/, and the service worker is built last, knowing every file.
+ */
+import { execFile } from "node:child_process";
+import { createReadStream, existsSync } from "node:fs";
+import { copyFile, cp, mkdir, readdir, readFile, stat } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { build, defineConfig, type Plugin } from "vite";
+import { ortFiles } from "../src/web/ort.ts";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const ortFolder = dirname(createRequire(import.meta.url).resolve("onnxruntime-web/wasm"));
+const ortNames = Object.values(ortFiles).flatMap(({ mjs, wasm }) => [mjs, wasm]);
+
+const shipped = join(here, ".cache/stories260k");
+const shipCommand = ["export", join(here, "../models/stories260k"), "-o", shipped, "--dtype", "fp32", "--force"];
+
+/** What the page may do: its own code and WASM, no eval, no inline script; models come from any https host. */
+const CONTENT_SECURITY_POLICY = [
+  "default-src 'self'",
+  "script-src 'self' 'wasm-unsafe-eval'",
+  "worker-src 'self'",
+  "style-src 'self'",
+  "img-src 'self' data:",
+  "connect-src 'self' https: http://localhost:* http://127.0.0.1:*",
+  "object-src 'none'",
+  "base-uri 'none'",
+  "form-action 'none'",
+].join("; ");
+
+const contentSecurityPolicy: Plugin = {
+  name: "content-security-policy",
+  apply: "build",
+  transformIndexHtml: () => [
+    {
+      tag: "meta",
+      attrs: { "http-equiv": "Content-Security-Policy", content: CONTENT_SECURITY_POLICY },
+      injectTo: "head-prepend",
+    },
+  ],
+};
+
+/** Serves and copies the runtime's files unchanged: its .mjs finds its .wasm by name. */
+const onnxRuntime: Plugin = {
+  name: "onnx-runtime-files",
+  configureServer(server) {
+    server.middlewares.use((request, response, next) => {
+      const name = /\/ort\/([\w.-]+)(?:\?.*)?$/.exec(request.url ?? "")?.[1];
+      if (!name || !ortNames.includes(name)) return next();
+      response.setHeader("Content-Type", name.endsWith(".wasm") ? "application/wasm" : "text/javascript");
+      createReadStream(join(ortFolder, name)).pipe(response);
+    });
+  },
+  async writeBundle({ dir }) {
+    await mkdir(join(dir!, "ort"), { recursive: true });
+    for (const name of ortNames) await copyFile(join(ortFolder, name), join(dir!, "ort", name));
+  },
+};
+
+/** stories260K as this project exports it, made anew by each build: no binary of it is committed. */
+const shippedModel: Plugin = {
+  name: "shipped-model",
+  async buildStart() {
+    await promisify(execFile)(process.execPath, [join(here, "../bin/nibble.js"), ...shipCommand]);
+  },
+  configureServer(server) {
+    server.middlewares.use((request, response, next) => {
+      const path = /\/models\/stories260k\/([\w./-]+)$/.exec((request.url ?? "").split("?")[0])?.[1];
+      if (!path || path.includes("..") || !existsSync(join(shipped, path))) return next();
+      createReadStream(join(shipped, path)).pipe(response);
+    });
+  },
+  async writeBundle({ dir }) {
+    await cp(shipped, join(dir!, "models/stories260k"), { recursive: true });
+  },
+};
+
+async function filesBelow(folder: string, prefix = ""): Promise<string[]> {
+  const entries = await readdir(join(folder, prefix), { withFileTypes: true });
+  const nested = entries.map((entry) =>
+    entry.isDirectory() ? filesBelow(folder, `${prefix}${entry.name}/`) : [prefix + entry.name],
+  );
+  return (await Promise.all(nested)).flat().sort();
+}
+
+/** One classic script (module service workers are not everywhere), with the list of files a first visit keeps. */
+const serviceWorker: Plugin = {
+  name: "service-worker",
+  apply: "build",
+  async closeBundle() {
+    const outDir = join(here, "dist");
+    const files = (await filesBelow(outDir)).filter((path) => !/^(ort|models)\/|^sw\.js$|\.map$/.test(path));
+    const sizes = await Promise.all(files.map(async (path) => (await stat(join(outDir, path))).size));
+    const html = await readFile(join(outDir, "index.html"), "utf8");
+    // Assets carry a hash in their names and index.html names them: its text and the list identify a build.
+    const version = Buffer.from(
+      await crypto.subtle.digest("SHA-256", new TextEncoder().encode(html + files.join() + sizes.join())),
+    ).toString("hex");
+    await build({
+      configFile: false,
+      root: here,
+      logLevel: "warn",
+      define: { PAGE_FILES: JSON.stringify(files), PAGE_VERSION: JSON.stringify(version.slice(0, 16)) },
+      build: {
+        outDir,
+        emptyOutDir: false,
+        copyPublicDir: false,
+        lib: { entry: join(here, "service-worker.ts"), formats: ["iife"], name: "nibble", fileName: () => "sw.js" },
+      },
+    });
+  },
+};
+
+const isolation = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
+
+export default defineConfig({
+  root: here,
+  base: "./",
+  plugins: [contentSecurityPolicy, onnxRuntime, shippedModel, serviceWorker],
+  resolve: { conditions: ["onnxruntime-web-use-extern-wasm", "module", "browser", "development|production"] },
+  worker: { format: "es" },
+  build: {
+    outDir: "dist",
+    emptyOutDir: true,
+    target: "es2022",
+    chunkSizeWarningLimit: 900,
+    modulePreload: { polyfill: false },
+  },
+  server: { headers: isolation },
+  preview: { headers: isolation },
+});

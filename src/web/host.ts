@@ -1,0 +1,155 @@
+/** The worker's side: it holds one model, answers the page's requests, and lends its engine to other ports. */
+import { NibbleError } from "../errors.ts";
+import { readText } from "../files.ts";
+import type { Engine, Piece } from "../runtime/engine.ts";
+import { type BuildChoice, chooseBuild, probeDevice } from "./device.ts";
+import { openWebEngine } from "./engine.ts";
+import { loadOrt } from "./ort.ts";
+import type { EngineMethods, GenerateRequest, LoadEvent, LoadedModel, LoadRequest, WorkerMethods } from "./protocol.ts";
+import { openRemote, type RemoteFile } from "./remote.ts";
+import { type Context, type Handlers, type Port, serve } from "./rpc.ts";
+import { checkFit, selectFiles } from "./select.ts";
+import { ModelStore, type StoredModel } from "./store.ts";
+
+/** What a worker script calls once; `more` are methods beyond WorkerMethods. */
+export function hostEngine(port: Port, more: Partial<Handlers<WorkerMethods>> & Record<string, unknown> = {}): void {
+  let engine: Engine | undefined;
+  const needEngine = (): Engine => {
+    if (!engine) throw new NibbleError("engine", "No model is open.");
+    return engine;
+  };
+
+  const load = async (request: LoadRequest, context: Context<LoadEvent>): Promise<LoadedModel> => {
+    if (engine) throw new NibbleError("engine", "This worker holds a model already; start another worker.");
+    const opened = await open(request, context);
+    engine = opened.engine;
+    return opened.loaded;
+  };
+
+  const handlers: Handlers<WorkerMethods> = {
+    ...engineHandlers(needEngine),
+    probe: () => probeDevice(),
+    async peek(source, { signal }) {
+      const { id, origin, files } = await openRemote(source, signal);
+      const report = await probeDevice();
+      const { sizeBytes } = selectFiles(files, chooseBuild(report), report);
+      const graphs = files.map(({ path }) => path).filter((path) => path.endsWith(".onnx"));
+      return { id, origin, downloadBytes: sizeBytes, graphs };
+    },
+    load,
+    models: async () => (await ModelStore.open()).list(),
+    remove: async (id) => (await ModelStore.open()).delete(id) as Promise<undefined>,
+    async graphs(id) {
+      const folder = await (await ModelStore.open()).folder(id);
+      return (await folder.list()).filter((path) => path.endsWith(".onnx"));
+    },
+    async connect(other) {
+      serve(other, engineHandlers(needEngine));
+      return undefined;
+    },
+    ...more,
+  };
+  serve(port, handlers);
+}
+
+/** The requests that go to whatever engine is open. */
+function engineHandlers(engine: () => Engine): Handlers<EngineMethods> {
+  return {
+    info: () => engine().info,
+    tokenizerFiles: () => tokenizerFilesOf.get(engine()) ?? new Map(),
+    async generate(request, context) {
+      for await (const piece of pieces(engine(), request, context.signal)) context.emit(piece);
+      return undefined;
+    },
+    embed: (prompts) => engine().embed(prompts),
+    stats: () => engine().stats(),
+  };
+}
+
+const tokenizerFilesOf = new WeakMap<Engine, ReadonlyMap<string, string>>();
+
+function pieces(engine: Engine, { prompt, options }: GenerateRequest, signal: AbortSignal): AsyncIterable<Piece> {
+  const { tokenizer } = engine;
+  if (prompt.kind === "chat") return engine.chat(prompt.messages, { ...options, ...prompt.template, signal });
+  const ids = prompt.kind === "ids" ? prompt.ids : tokenizer.encode(prompt.text);
+  return engine.generate(ids, { ...options, signal });
+}
+
+/** Tokens of context where neither the user nor the model says less: the cache of more would not fit most phones. */
+const DEFAULT_CONTEXT = 4096;
+
+async function open(
+  request: LoadRequest,
+  { signal, emit }: Context<LoadEvent>,
+): Promise<{ engine: Engine; loaded: LoadedModel }> {
+  const report = await probeDevice();
+  const chosen = chooseBuild(report, request.device);
+  const choice: BuildChoice = { ...chosen, threads: request.threads ?? chosen.threads };
+  emit({ stage: "look", choice });
+
+  const store = await ModelStore.open();
+  const stored = await fetched(store, request, choice, report, signal, emit);
+  const folder = await store.folder(stored.id);
+  const paths = await Promise.all((await folder.list()).map((path) => sized(folder, path)));
+  const { graph } = selectFiles(paths, choice, report, request.graph);
+  const started = performance.now();
+  emit({ stage: "runtime" });
+  const ort = await loadOrt(choice, request.ortUrl);
+  signal.throwIfAborted();
+  emit({ stage: "session" });
+  const engine = await openWebEngine(ort, folder, {
+    id: stored.id,
+    graph,
+    choice,
+    context: request.context,
+    defaultContext: DEFAULT_CONTEXT,
+  });
+  tokenizerFilesOf.set(engine, await tokenizerFiles(folder));
+  const loadMs = performance.now() - started;
+  const hasChatTemplate = engine.tokenizer.chatTemplate !== undefined;
+  return { engine, loaded: { info: engine.info, choice, hasChatTemplate, loadMs, stored } };
+}
+
+/** The model's files in OPFS: fetched where the source is elsewhere, refused first where they cannot fit. */
+async function fetched(
+  store: ModelStore,
+  { source, graph }: LoadRequest,
+  choice: BuildChoice,
+  report: Awaited<ReturnType<typeof probeDevice>>,
+  signal: AbortSignal,
+  emit: (event: LoadEvent) => void,
+): Promise<StoredModel> {
+  if (source.kind === "stored") {
+    const stored = await store.get(source.id);
+    if (stored?.complete) return stored;
+    throw new NibbleError("not_found", `${source.id} is not stored whole in this browser; download it again.`);
+  }
+  const remote = await openRemote(source, signal);
+  const { files, sizeBytes, weightBytes } = selectFiles(remote.files, choice, report, graph);
+  const before = await store.get(remote.id);
+  const downloadBytes = Math.max(0, sizeBytes - (before?.storedBytes ?? 0));
+  checkFit({ downloadBytes, weightBytes, kvBytes: 0 }, choice, report);
+  return store.download(remote, files, { signal, onProgress: (progress) => emit({ stage: "download", progress }) });
+}
+
+type OpenFolder = Awaited<ReturnType<ModelStore["folder"]>>;
+
+async function sized(folder: OpenFolder, path: string): Promise<RemoteFile> {
+  return { path, sizeBytes: (await folder.blob(path)).size };
+}
+
+const TOKENIZER_FILES = [
+  "config.json",
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "chat_template.jinja",
+  "chat_template.json",
+];
+
+async function tokenizerFiles(folder: OpenFolder): Promise<ReadonlyMap<string, string>> {
+  const files = new Map<string, string>();
+  for (const name of TOKENIZER_FILES) if (await folder.has(name)) files.set(name, await readText(folder, name));
+  return files;
+}
