@@ -1,0 +1,11 @@
+/** The library in Node: a checkpoint in, a folder out, an engine that answers. A page imports `nibble-llm/web` instead. */
+export type { Checkpoint } from "./checkpoint/checkpoint.ts";
+export { type ErrorCode, NibbleError } from "./errors.ts";
+export type { Manifest, ModelDtype } from "./export/model-folder.ts";
+export { type ExportFolderOptions, exportFolder as exportModel } from "./node/export-folder.ts";
+export { type LocalModel, listModels, removeModel } from "./node/models.ts";
+export { type OpenCheckpointOptions, openCheckpoint } from "./node/open-checkpoint.ts";
+export type { OnProgress, Progress } from "./progress.ts";
+export type { Engine, EngineInfo, GenerateOptions, Piece, SamplingOptions, Usage } from "./runtime/engine.ts";
+export type { ChatMessage, Tokenizer } from "./tokenizer/tokenizer.ts";
+export { version } from "./version.ts";
