@@ -1,7 +1,7 @@
 /** Where a graph's weights come from: a checkpoint as it is, or one of whose matrices some are quantized or changed. */
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
-import type { QuantizedMatrix } from "../tensor/quantized.ts";
+import { dequantize, type QuantizedMatrix } from "../tensor/quantized.ts";
 
 /** What a graph has to know of a quantized matrix before its codes are read. */
 export interface QuantizedWeight extends Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> {
@@ -31,6 +31,18 @@ export function floatWeights(checkpoint: Checkpoint): Weights {
       );
     },
     load: async (tensor) => (await checkpoint.readTensor(tensor)).data,
+    quantized: () => undefined,
+  };
+}
+
+/** The same values with every matrix in float: what a quantized graph should compute. */
+export function dequantizedWeights(weights: Weights): Weights {
+  return {
+    ...weights,
+    load: async (tensor) => {
+      const quantized = weights.quantized(tensor);
+      return quantized ? dequantize(await quantized.load()) : weights.load(tensor);
+    },
     quantized: () => undefined,
   };
 }

@@ -1,0 +1,64 @@
+/** Opens a graph of a model folder as a session, from wherever the folder's bytes are. */
+import type { InferenceSession } from "onnxruntime-common";
+import { NibbleError } from "../errors.ts";
+import { type FolderSource, readAll } from "../files.ts";
+import type { Ort } from "../onnx/ort.ts";
+import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
+
+export interface OpenGraphOptions {
+  readonly session?: InferenceSession.SessionOptions;
+  /** Overrides MatMulNBits' accuracy_level: 0 computes in float. */
+  readonly accuracyLevel?: 0 | 4;
+}
+
+/** Reads graph and data files into memory and creates a session on them. */
+export async function openGraph(
+  ort: Ort,
+  folder: FolderSource,
+  path: string,
+  { session = {}, accuracyLevel }: OpenGraphOptions = {},
+): Promise<InferenceSession> {
+  let bytes = await readFile(folder, path);
+  const model = decodeModel(bytes);
+  if (accuracyLevel !== undefined) {
+    setAccuracyLevel(model, accuracyLevel);
+    bytes = encodeModel(model);
+  }
+  const directory = path.slice(0, path.lastIndexOf("/") + 1);
+  const externalData = [];
+  for (const location of dataFiles(model)) {
+    externalData.push({ path: location, data: await readFile(folder, directory + location) });
+  }
+  return ort.InferenceSession.create(bytes, { ...session, externalData });
+}
+
+/** Names of the files beside the graph that hold its large tensors. */
+export function dataFiles(model: ModelProto): readonly string[] {
+  const locations = model.graph.initializer.flatMap(({ dataLocation, externalData = [] }) =>
+    dataLocation === 1 ? externalData.filter(({ key }) => key === "location").map(({ value }) => value) : [],
+  );
+  return [...new Set(locations)].sort();
+}
+
+function setAccuracyLevel(model: ModelProto, level: 0 | 4): void {
+  for (const node of model.graph.node) {
+    if (node.opType !== "MatMulNBits") continue;
+    node.attribute = node.attribute.filter(({ name }) => name !== "accuracy_level");
+    if (level) node.attribute.push({ name: "accuracy_level", type: 2, i: BigInt(level) });
+  }
+}
+
+async function readFile(folder: FolderSource, path: string): Promise<Uint8Array> {
+  if (!(await folder.has(path))) {
+    throw new NibbleError(
+      "not_found",
+      `${folder.name}: ${path} is not there; this folder holds ${(await folder.list()).join(", ")}.`,
+    );
+  }
+  const source = await folder.open(path);
+  try {
+    return await readAll(source);
+  } finally {
+    await source.close?.();
+  }
+}
