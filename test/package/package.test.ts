@@ -27,6 +27,15 @@ test("package-lock.json names no registry", () => {
   expect(readFileSync(join(root, "package-lock.json"), "utf8")).not.toMatch(/"resolved": "http/);
 });
 
+test("package-lock.json knows the optional packages of every platform (else npm ci refuses it; .ci/complete-lock.js)", () => {
+  const { packages } = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8"));
+  const places = Object.keys(packages);
+  const missing = Object.values<{ optionalDependencies?: Record<string, string> }>(packages)
+    .flatMap(({ optionalDependencies = {} }) => Object.keys(optionalDependencies))
+    .filter((name) => !places.some((place) => place.endsWith(`node_modules/${name}`)));
+  expect(missing).toEqual([]);
+});
+
 async function folderBytes(folder: string): Promise<number> {
   let sizeBytes = 0;
   for (const entry of await readdir(folder, { withFileTypes: true, recursive: true })) {
