@@ -4,9 +4,9 @@
  */
 import { execFile } from "node:child_process";
 import { createReadStream, existsSync } from "node:fs";
-import { copyFile, cp, mkdir, readdir, readFile, stat } from "node:fs/promises";
+import { copyFile, mkdir, readdir, readFile, stat } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { build, defineConfig, type Plugin } from "vite";
@@ -16,8 +16,10 @@ const here = dirname(fileURLToPath(import.meta.url));
 const ortFolder = dirname(createRequire(import.meta.url).resolve("onnxruntime-web/wasm"));
 const ortNames = Object.values(ortFiles).flatMap(({ mjs, wasm }) => [mjs, wasm]);
 
-const shipped = join(here, ".cache/stories260k");
-const shipCommand = ["export", join(here, "../models/stories260k"), "-o", shipped, "--dtype", "fp32", "--force"];
+async function makeShippedModel(folder: string): Promise<void> {
+  const command = ["export", join(here, "../models/stories260k"), "-o", folder, "--dtype", "fp32", "--force"];
+  await promisify(execFile)(process.execPath, [join(here, "../bin/nibble.js"), ...command]);
+}
 
 /** What the page may do: its own code and WASM, no eval, no inline script; models come from any https host. */
 const CONTENT_SECURITY_POLICY = [
@@ -64,10 +66,9 @@ const onnxRuntime: Plugin = {
 /** stories260K as this project exports it, made anew by each build: no binary of it is committed. */
 const shippedModel: Plugin = {
   name: "shipped-model",
-  async buildStart() {
-    await promisify(execFile)(process.execPath, [join(here, "../bin/nibble.js"), ...shipCommand]);
-  },
-  configureServer(server) {
+  async configureServer(server) {
+    const shipped = join(here, ".cache/stories260k");
+    await makeShippedModel(shipped);
     server.middlewares.use((request, response, next) => {
       const path = /\/models\/stories260k\/([\w./-]+)$/.exec((request.url ?? "").split("?")[0])?.[1];
       if (!path || path.includes("..") || !existsSync(join(shipped, path))) return next();
@@ -75,7 +76,7 @@ const shippedModel: Plugin = {
     });
   },
   async writeBundle({ dir }) {
-    await cp(shipped, join(dir!, "models/stories260k"), { recursive: true });
+    await makeShippedModel(join(dir!, "models/stories260k"));
   },
 };
 
@@ -88,11 +89,15 @@ async function filesBelow(folder: string, prefix = ""): Promise<string[]> {
 }
 
 /** One classic script (module service workers are not everywhere), with the list of files a first visit keeps. */
+let outDir = "";
+
 const serviceWorker: Plugin = {
   name: "service-worker",
   apply: "build",
+  configResolved(config) {
+    outDir = resolve(config.root, config.build.outDir);
+  },
   async closeBundle() {
-    const outDir = join(here, "dist");
     const files = (await filesBelow(outDir)).filter((path) => !/^(ort|models)\/|^sw\.js$|\.map$/.test(path));
     const sizes = await Promise.all(files.map(async (path) => (await stat(join(outDir, path))).size));
     const html = await readFile(join(outDir, "index.html"), "utf8");

@@ -2,10 +2,10 @@
 import { NibbleError } from "../errors.ts";
 import type { GenerateOptions, Piece } from "../runtime/engine.ts";
 import type { LoadEvent, LoadedModel, LoadRequest, Prompt, WorkerMethods } from "./protocol.ts";
-import { Client } from "./rpc.ts";
+import { Client, type Methods } from "./rpc.ts";
 
 /** One worker and the model it holds. `M` is more than WorkerMethods where a page's worker does more. */
-export class EngineWorker<M extends WorkerMethods = WorkerMethods> {
+export class EngineWorker<M extends WorkerMethods & Methods<M> = WorkerMethods> {
   private worker: Worker | undefined;
   private client: Client<M> | undefined;
   /** The model that is open now. */

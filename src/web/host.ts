@@ -12,7 +12,7 @@ import { checkFit, selectFiles } from "./select.ts";
 import { ModelStore, type StoredModel } from "./store.ts";
 
 /** What a worker script calls once; `more` are methods beyond WorkerMethods. */
-export function hostEngine(port: Port, more: Partial<Handlers<WorkerMethods>> & Record<string, unknown> = {}): void {
+export function hostEngine(port: Port, more: object = {}): void {
   let engine: Engine | undefined;
   const needEngine = (): Engine => {
     if (!engine) throw new NibbleError("engine", "No model is open.");

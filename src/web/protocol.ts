@@ -52,7 +52,6 @@ export interface ModelPeek {
 
 /** Requests that an engine answers, whoever holds the port: the page, or the service worker with its /v1 routes. */
 export interface EngineMethods {
-  readonly [name: string]: { params: unknown; result: unknown; event: unknown };
   readonly info: { params: Nothing; result: EngineInfo; event: never };
   /** The tokenizer's own files: the other side builds its own, so encoding needs no message. */
   readonly tokenizerFiles: { params: Nothing; result: ReadonlyMap<string, string>; event: never };

@@ -10,7 +10,8 @@ export interface Method {
   readonly result: unknown;
   readonly event: unknown;
 }
-export type Methods = { readonly [name: string]: Method };
+/** Names and their methods. */
+export type Methods<M> = { readonly [K in keyof M]: Method };
 
 /** A port as both a Worker, a worker's own scope and a MessagePort have it. */
 export interface Port {
@@ -38,7 +39,7 @@ export interface Context<Event> {
   emit(event: Event): void;
 }
 
-export type Handlers<M extends Methods> = {
+export type Handlers<M extends Methods<M>> = {
   readonly [K in keyof M]: (
     params: M[K]["params"],
     context: Context<M[K]["event"]>,
@@ -53,7 +54,7 @@ function toWire(error: unknown): WireError {
 }
 
 /** Answers the requests that arrive on a port. */
-export function serve<M extends Methods>(port: Port, handlers: Handlers<M>): void {
+export function serve<M extends Methods<M>>(port: Port, handlers: Handlers<M>): void {
   const running = new Map<number, AbortController>();
   port.addEventListener("message", async ({ data }: MessageEvent<ToServer>) => {
     if ("cancel" in data) {
@@ -66,9 +67,12 @@ export function serve<M extends Methods>(port: Port, handlers: Handlers<M>): voi
     running.set(id, control);
     const send = (message: ToClient) => port.postMessage(message);
     try {
-      const handler = handlers[method];
+      const handler = handlers[method as keyof M];
       if (!handler) throw new NibbleError("unsupported", `There is no method ${method}.`);
-      const result = await handler(params, { signal: control.signal, emit: (event) => send({ id, event }) });
+      const result = await handler(params as M[keyof M]["params"], {
+        signal: control.signal,
+        emit: (event) => send({ id, event }),
+      });
       send({ id, result });
     } catch (error) {
       send({ id, error: toWire(error) });
@@ -86,7 +90,7 @@ interface Pending {
 }
 
 /** Sends requests to a port. */
-export class Client<M extends Methods> {
+export class Client<M extends Methods<M>> {
   private next = 1;
   private readonly pending = new Map<number, Pending>();
 
