@@ -14,7 +14,7 @@ import { inverseCholeskyUpper, type MatrixProducts } from "../src/tensor/linalg.
 import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { fitGrid, type GridRule, type MatrixGrid, rangeRule, roundEven, searchGrid } from "./grid.ts";
 import { rowLosses } from "./loss.ts";
-import { rtn } from "./rtn.ts";
+import { rtnMatrix } from "./rtn.ts";
 import type { GridSpec, InputStatistics, Matrix } from "./types.ts";
 
 export interface GptqOptions {
@@ -32,7 +32,7 @@ const DAMPING = 0.01;
 /** Columns whose updates stay in JavaScript; those beyond come at once through a matrix product. */
 const BLOCK = 32;
 
-export async function gptq(
+export async function gptqMatrix(
   W: Matrix,
   spec: GridSpec,
   statistics: InputStatistics,
@@ -42,7 +42,7 @@ export async function gptq(
   const { cols } = W;
   const { H } = statistics;
   const diagonal = Float64Array.from({ length: cols }, (_, col) => H[col * (cols + 1)]);
-  const nearest = rtn(W, spec, rangeRule(spec));
+  const nearest = rtnMatrix(W, spec, rangeRule(spec));
   const meanDiagonal = diagonal.reduce((sum, h) => sum + h, 0) / cols;
   if (meanDiagonal === 0) return nearest; // no input ever reached this matrix
 

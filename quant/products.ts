@@ -1,16 +1,9 @@
 /** Matrix products through ONNX Runtime: one-operator sessions, the same in Node (120 GFLOPS on 2 threads) and in a page. */
-import type { InferenceSession, Tensor } from "onnxruntime-common";
+import type { InferenceSession } from "onnxruntime-common";
 import { toBytes } from "../src/onnx/external-data.ts";
 import { type ElementType, Graph } from "../src/onnx/graph.ts";
+import type { Ort } from "../src/onnx/ort.ts";
 import type { MatrixProducts, ProductShape } from "../src/tensor/linalg.ts";
-
-/** What of onnxruntime-node or onnxruntime-web is needed. */
-export interface Ort {
-  readonly InferenceSession: {
-    create(bytes: Uint8Array, options?: InferenceSession.SessionOptions): Promise<InferenceSession>;
-  };
-  readonly Tensor: new (type: Tensor.Type, data: Tensor.DataType, dims: readonly number[]) => Tensor;
-}
 
 export function ortProducts(ort: Ort, options: InferenceSession.SessionOptions = {}): MatrixProducts {
   const sessions = new Map<string, Promise<InferenceSession>>();

@@ -4,7 +4,7 @@ import { fitGrid, type GridRule, rangeRule, roundToGrid } from "./grid.ts";
 import type { GridSpec, Matrix } from "./types.ts";
 
 /** `importance` (cols), where calibration knows it, is used by rules that weigh errors. */
-export function rtn(
+export function rtnMatrix(
   matrix: Matrix,
   spec: GridSpec,
   rule: GridRule = rangeRule(spec),

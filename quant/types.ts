@@ -1,6 +1,4 @@
-/** The contract of a quantizer: a weight matrix and what is known about its inputs become codes on a grid. */
-import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
-
+/** What quantizers share: which grids are allowed, and what calibration knows about a linear's inputs. */
 /** Which grids are allowed: value = (code - zero) * scale, one scale (and zero) per row and group of columns. */
 export interface GridSpec {
   /** 2 to 8. */
@@ -27,18 +25,10 @@ export interface InputStatistics {
   readonly tokens: number;
   /** (cols, cols) XᵀX / tokens. */
   readonly H: Float64Array;
+  /** (cols) mean |X|, AWQ's measure of how much a channel carries. */
+  readonly meanAbs?: Float64Array;
   /** (cols, cols) (X_float - X)ᵀ X / tokens, X_float from the unquantized prefix: GPTAQ's asymmetric term. */
   readonly dXX?: Float64Array;
-}
-
-/**
- * How one matrix is quantized. `statistics` is missing where nothing was calibrated; a quantizer that needs it says so
- * in `needsStatistics`.
- */
-export interface MatrixQuantizer {
-  readonly name: string;
-  readonly needsStatistics: boolean;
-  quantize(matrix: Matrix, spec: GridSpec, statistics: InputStatistics | undefined): Promise<QuantizedMatrix>;
 }
 
 /** Scales as 32-bit floats. */

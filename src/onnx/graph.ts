@@ -74,6 +74,8 @@ export class Graph {
   /** Replaced as a whole by passes such as `fuse`. */
   nodes: Node[] = [];
   readonly initializers = new Map<string, Initializer>();
+  /** Type and shape of everything that a node made, by name. */
+  readonly values = new Map<string, Value>();
   private readonly taken = new Set<string>();
   /** Where new nodes and values belong, "layers.3": a prefix that keeps names readable in Netron. */
   scope = "";
@@ -114,6 +116,7 @@ export class Graph {
       outputs: [name],
       attributes: {},
     });
+    this.values.set(name, renamed);
     this.outputs.push(renamed);
     return renamed;
   }
@@ -129,7 +132,9 @@ export class Graph {
     const results = outputs.map((output, i) => {
       const outputName = output.name ?? this.freshName(`${opType}:${i}`);
       this.taken.add(outputName);
-      return { name: outputName, type: output.type, shape: output.shape };
+      const value = { name: outputName, type: output.type, shape: output.shape };
+      this.values.set(outputName, value);
+      return value;
     });
     const given = inputs.map((value) => value?.name ?? "");
     while (given.at(-1) === "") given.pop();

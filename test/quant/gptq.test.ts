@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { gptq } from "../../quant/gptq.ts";
+import { gptqMatrix } from "../../quant/gptq.ts";
 import { absMaxGrid, fitGrid, type GridRule, minMaxGrid, rangeRule, searchGrid } from "../../quant/grid.ts";
-import { rtn } from "../../quant/rtn.ts";
+import { rtnMatrix } from "../../quant/rtn.ts";
 import { type GridSpec, type InputStatistics, type Matrix, roundScaleToF32 } from "../../quant/types.ts";
 import { invertSymmetric, plainProducts } from "../../src/tensor/linalg.ts";
 import { golden, lossOf, lossOfCodes, spec4, statistics, weight } from "./golden.ts";
@@ -95,7 +95,7 @@ describe("GPTQ", () => {
       test(`blocked updates equal one column at a time (${order} order, ${symmetric ? "symmetric" : "asymmetric"})`, async () => {
         const { W, statistics } = layer(1, 24, 75);
         const spec = { bits: 4, groupSize: 32, symmetric, roundScale: roundScaleToF32 };
-        const fast = await gptq(W, spec, statistics, plainProducts, { order });
+        const fast = await gptqMatrix(W, spec, statistics, plainProducts, { order });
         const slow = await slowGptq(W, spec, statistics, searchGrid, order);
         expect(differing(fast.codes, slow)).toBeLessThanOrEqual(DIFFERING_CODES);
       });
@@ -103,7 +103,7 @@ describe("GPTQ", () => {
   test("GPTAQ's compensation equals the one computed from each step's inverse", async () => {
     const { W, statistics } = layer(2, 16, 60);
     const spec = spec4(16, false);
-    const fast = await gptq(W, spec, statistics, plainProducts, { asymmetry: 0.7 });
+    const fast = await gptqMatrix(W, spec, statistics, plainProducts, { asymmetry: 0.7 });
     const slow = await slowGptq(W, spec, statistics, searchGrid, "diagonal", 0.7);
     expect(differing(fast.codes, slow)).toBeLessThanOrEqual(DIFFERING_CODES);
   });
@@ -111,8 +111,8 @@ describe("GPTQ", () => {
   test("GPTAQ with equal inputs equals GPTQ", async () => {
     const { W, statistics } = layer(3, 16, 64);
     const equal = { ...statistics, dXX: new Float64Array(64 * 64) };
-    const plain = await gptq(W, spec4(32, false), equal, plainProducts);
-    expect(await gptq(W, spec4(32, false), equal, plainProducts, { asymmetry: 1 })).toEqual(plain);
+    const plain = await gptqMatrix(W, spec4(32, false), equal, plainProducts);
+    expect(await gptqMatrix(W, spec4(32, false), equal, plainProducts, { asymmetry: 1 })).toEqual(plain);
   });
 
   test("GPTAQ lowers the distance to the float model's outputs", async () => {
@@ -131,8 +131,8 @@ describe("GPTQ", () => {
         return sum;
       };
       const { dequantize } = await import("../../src/tensor/quantized.ts");
-      plain += distance(dequantize(await gptq(W, spec4(32, false), statistics, plainProducts)));
-      asymmetric += distance(dequantize(await gptq(W, spec4(32, false), statistics, plainProducts, { asymmetry: 1 })));
+      plain += distance(dequantize(await gptqMatrix(W, spec4(32, false), statistics, plainProducts)));
+      asymmetric += distance(dequantize(await gptqMatrix(W, spec4(32, false), statistics, plainProducts, { asymmetry: 1 })));
     }
     expect(asymmetric).toBeLessThan(plain);
   });
@@ -144,8 +144,8 @@ describe("GPTQ", () => {
     for (let c = 0; c < 70; c++) H[c * 71] = next() + 0.1;
     for (const rule of [minMaxGrid, searchGrid]) {
       const diagonal = Float64Array.from({ length: 70 }, (_, c) => H[c * 71]);
-      const expected = rtn(W, spec4(32, false), rule, diagonal);
-      expect(await gptq(W, spec4(32, false), { tokens: 1, H }, plainProducts, { rule })).toEqual(expected);
+      const expected = rtnMatrix(W, spec4(32, false), rule, diagonal);
+      expect(await gptqMatrix(W, spec4(32, false), { tokens: 1, H }, plainProducts, { rule })).toEqual(expected);
     }
   });
 
@@ -156,8 +156,8 @@ describe("GPTQ", () => {
           const { W, statistics } = layer(seed, 12, 64, 40); // fewer tokens than columns: a singular Hessian
           const spec = { ...spec4(16, symmetric), bits };
           const { dequantize } = await import("../../src/tensor/quantized.ts");
-          const ours = dequantize(await gptq(W, spec, statistics, plainProducts));
-          const plain = dequantize(rtn(W, spec, rangeRule(spec)));
+          const ours = dequantize(await gptqMatrix(W, spec, statistics, plainProducts));
+          const plain = dequantize(rtnMatrix(W, spec, rangeRule(spec)));
           for (let row = 0; row < 12; row++) {
             const one = { rows: 1, cols: 64, data: W.data.subarray(row * 64, row * 64 + 64) };
             const a = lossOf(one, ours.subarray(row * 64, row * 64 + 64), statistics.H);
@@ -171,10 +171,10 @@ describe("GPTQ", () => {
     const { W, statistics } = layer(5, 6, 48);
     const H = statistics.H.slice();
     for (let c = 0; c < 48; c++) H[7 * 48 + c] = H[c * 48 + 7] = 0;
-    const quantized = await gptq(W, spec4(16, false), { tokens: 1, H }, plainProducts);
+    const quantized = await gptqMatrix(W, spec4(16, false), { tokens: 1, H }, plainProducts);
     expect(quantized.codes.length).toBe(6 * 48);
-    const none = await gptq(W, spec4(16, false), { tokens: 1, H: new Float64Array(48 * 48) }, plainProducts);
-    expect(none).toEqual(rtn(W, spec4(16, false)));
+    const none = await gptqMatrix(W, spec4(16, false), { tokens: 1, H: new Float64Array(48 * 48) }, plainProducts);
+    expect(none).toEqual(rtnMatrix(W, spec4(16, false)));
   });
 
   for (const groupSize of [32, 128])
@@ -185,15 +185,15 @@ describe("GPTQ", () => {
       const kind = symmetric ? "sym" : "asym";
       const reference = golden.results[`gptq_${kind}_g${groupSize}_actorder_static`].mse;
       test(`${kind} g${groupSize}: with the reference's grid the loss is the reference's`, async () => {
-        const quantized = await gptq(weight, spec4(groupSize, symmetric), statistics, plainProducts, { rule });
+        const quantized = await gptqMatrix(weight, spec4(groupSize, symmetric), statistics, plainProducts, { rule });
         expect(lossOfCodes(weight, quantized, statistics.H)).toBeLessThan(reference * GOLDEN_TOLERANCE);
       });
       test(`${kind} g${groupSize}: searched grids at least halve the reference's loss`, async () => {
-        const quantized = await gptq(weight, spec4(groupSize, symmetric), statistics, plainProducts);
+        const quantized = await gptqMatrix(weight, spec4(groupSize, symmetric), statistics, plainProducts);
         expect(lossOfCodes(weight, quantized, statistics.H)).toBeLessThan(reference / 2);
       });
       test(`${kind} g${groupSize}: natural order stays below the reference's natural order`, async () => {
-        const quantized = await gptq(weight, spec4(groupSize, symmetric), statistics, plainProducts, {
+        const quantized = await gptqMatrix(weight, spec4(groupSize, symmetric), statistics, plainProducts, {
           order: "natural",
         });
         const natural = golden.results[`gptq_${kind}_g${groupSize}`].mse;
@@ -207,7 +207,7 @@ describe("GPTQ", () => {
       for (let seed = 30; seed < 34; seed++) {
         const { W, statistics } = layer(seed, 16, 128, 256);
         const spec = { bits, groupSize, symmetric: false, roundScale: roundScaleToF32 };
-        sum += lossOfCodes(W, await gptq(W, spec, statistics, plainProducts), statistics.H);
+        sum += lossOfCodes(W, await gptqMatrix(W, spec, statistics, plainProducts), statistics.H);
       }
       return sum;
     };

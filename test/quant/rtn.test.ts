@@ -9,7 +9,7 @@ import {
   searchGrid,
   signedMaxGrid,
 } from "../../quant/grid.ts";
-import { rtn } from "../../quant/rtn.ts";
+import { rtnMatrix } from "../../quant/rtn.ts";
 import { roundScaleToF16, roundScaleToF32 } from "../../quant/types.ts";
 import { f16ToF32, toF16Bits } from "../../src/tensor/dtypes.ts";
 import { dequantize } from "../../src/tensor/quantized.ts";
@@ -31,7 +31,7 @@ const rules: [string, boolean, GridRule][] = [
 describe("round to nearest", () => {
   for (const [name, symmetric, rule] of rules) {
     test(`${name}: codes equal the reference's but for ties`, () => {
-      const quantized = rtn(weight, spec4(32, symmetric), rule);
+      const quantized = rtnMatrix(weight, spec4(32, symmetric), rule);
       const theirs = goldenCodes(name);
       for (let i = 0; i < theirs.length; i++) {
         if (quantized.codes[i] === theirs[i]) continue;
@@ -43,7 +43,7 @@ describe("round to nearest", () => {
     for (const groupSize of [32, 128])
       test(`${name.replace("g32", `g${groupSize}`)}: the loss is the reference's`, () => {
         const { mse } = golden.results[name.replace("g32", `g${groupSize}`)];
-        const quantized = rtn(weight, spec4(groupSize, symmetric), rule);
+        const quantized = rtnMatrix(weight, spec4(groupSize, symmetric), rule);
         // a tie in GPTQ's symmetric grid, whose points are half steps from 0, may fall either way
         expect(lossOfCodes(weight, quantized, statistics.H)).toBeLessThan(mse * GOLDEN_TOLERANCE);
       });
@@ -53,7 +53,7 @@ describe("round to nearest", () => {
     const matrix = { rows: 8, cols: 100, data: normals(800, random(3)) };
     for (const bits of [2, 3, 4, 5, 6, 8])
       for (const groupSize of [16, 32, 100]) {
-        const quantized = rtn(matrix, { bits, groupSize, symmetric: false, roundScale: roundScaleToF32 });
+        const quantized = rtnMatrix(matrix, { bits, groupSize, symmetric: false, roundScale: roundScaleToF32 });
         const values = dequantize(quantized);
         const groups = Math.ceil(100 / groupSize);
         for (let i = 0; i < 800; i++) {
@@ -67,7 +67,7 @@ describe("round to nearest", () => {
   test("weights that are all zero stay zero", () => {
     for (const symmetric of [true, false])
       for (const rule of [rangeRule(spec4(32, symmetric)), searchGrid]) {
-        const quantized = rtn({ rows: 2, cols: 40, data: new Float32Array(80) }, spec4(32, symmetric), rule);
+        const quantized = rtnMatrix({ rows: 2, cols: 40, data: new Float32Array(80) }, spec4(32, symmetric), rule);
         expect([...dequantize(quantized)].every((value) => value === 0)).toBe(true);
       }
   });
@@ -98,8 +98,8 @@ describe("grid search", () => {
     for (const bits of [2, 3, 4, 8])
       test(`${bits} bits ${symmetric ? "symmetric" : "asymmetric"}: no group is worse than with its plain range`, () => {
         const spec = { ...spec4(32, symmetric), bits };
-        const plain = dequantize(rtn(weight, spec));
-        const searched = dequantize(rtn(weight, spec, searchGrid, diagonal));
+        const plain = dequantize(rtnMatrix(weight, spec));
+        const searched = dequantize(rtnMatrix(weight, spec, searchGrid, diagonal));
         for (let group = 0; group < (weight.rows * weight.cols) / 32; group++) {
           let a = 0;
           let b = 0;

@@ -1,0 +1,162 @@
+/**
+ * AWQ (Lin et al. 2023, arXiv 2306.00978): channels that carry much get a larger share of the grid. Column c of W is
+ * multiplied by t[c] and the inputs are divided by it, which costs nothing at run time where the factor can be folded
+ * into what makes the input (a norm's gain, v for o, up for down).
+ *   t[c] = mean|x[c]|^a / rms(W[:, c])^(1 - a), a searched per site under the loss that counts: D H Dᵀ
+ * The exponents a and 1 - a make the search blind to how a checkpoint happens to split scale between the two.
+ */
+import type { MatrixProducts } from "../src/tensor/linalg.ts";
+import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
+import { type GridRule, searchGrid } from "./grid.ts";
+import { rtnMatrix } from "./rtn.ts";
+import type { GridSpec, InputStatistics, Matrix } from "./types.ts";
+
+export interface FoldOptions {
+  /** Exponents to try. */
+  readonly exponents?: readonly number[];
+  /** Rows of each matrix that are tried: rows are alike, and a sample ranks the exponents. */
+  readonly sampleRows?: number;
+  readonly rule?: GridRule;
+}
+
+export interface Fold {
+  /** (channels of the folding group) what the inputs are divided by; all ones where nothing was better. */
+  readonly scales: Float64Array;
+  /** The exponent, undefined for "none". */
+  readonly exponent: number | undefined;
+  /** Loss of plain rounding with it, as a fraction of that without. */
+  readonly gain: number;
+}
+
+const EXPONENTS = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1];
+const SAMPLE_ROWS = 96;
+/** Channels below this fraction of the largest count as this much: a dead one would otherwise get a factor without bound. */
+const FLOOR = 1e-4;
+
+/**
+ * Searches one factor per channel for matrices that share an input. `source[c]` is the channel of column c (several
+ * columns may share one: o after v under grouped-query attention).
+ */
+export async function searchFold(
+  matrices: readonly Matrix[],
+  source: Int32Array,
+  channels: number,
+  spec: GridSpec,
+  statistics: InputStatistics,
+  products: MatrixProducts,
+  { exponents = EXPONENTS, sampleRows = SAMPLE_ROWS, rule = searchGrid }: FoldOptions = {},
+): Promise<Fold> {
+  const { H } = statistics;
+  const cols = source.length;
+  const samples = matrices.map((matrix) => sampleOf(matrix, sampleRows));
+  const lossWith = async (scales: Float64Array) => {
+    const scaledH = foldedMoment(H, source, scales);
+    const importance = Float64Array.from({ length: cols }, (_, c) => scaledH[c * (cols + 1)]);
+    const H32 = Float32Array.from(scaledH);
+    let loss = 0;
+    for (const sample of samples) {
+      const folded = foldColumns(sample, source, scales);
+      const D = dequantize(rtnMatrix(folded, spec, rule, importance));
+      for (let i = 0; i < D.length; i++) D[i] = folded.data[i] - D[i];
+      const DH = await products.f32(D, H32, { m: sample.rows, k: cols, n: cols });
+      for (let i = 0; i < D.length; i++) loss += D[i] * DH[i];
+    }
+    return loss;
+  };
+  const input = channelMeans(statistics.meanAbs ?? rootDiagonal(H, cols), source, channels);
+  const weight = channelMeans(columnRms(matrices, cols), source, channels);
+  const none = new Float64Array(channels).fill(1);
+  const unfolded = await lossWith(none);
+  let best: { scales: Float64Array; exponent: number | undefined; loss: number } = {
+    scales: none,
+    exponent: undefined,
+    loss: unfolded,
+  };
+  for (const exponent of exponents) {
+    const scales = centred(input.map((x, c) => x ** exponent / weight[c] ** (1 - exponent)));
+    const loss = await lossWith(scales);
+    if (loss < best.loss) best = { scales, exponent, loss };
+  }
+  return { scales: best.scales, exponent: best.exponent, gain: unfolded > 0 ? best.loss / unfolded : 1 };
+}
+
+/** W diag(t) */
+export function foldColumns({ rows, cols, data }: Matrix, source: Int32Array, scales: Float64Array): Matrix {
+  const out = new Float32Array(data.length);
+  for (let row = 0; row < rows; row++) {
+    for (let c = 0; c < cols; c++) out[row * cols + c] = data[row * cols + c] * scales[source[c]];
+  }
+  return { rows, cols, data: out };
+}
+
+/** diag(1/t) H diag(1/t): the second moment of inputs divided by t; dXX scales alike. */
+export function foldedMoment(H: Float64Array, source: Int32Array, scales: Float64Array): Float64Array {
+  const cols = source.length;
+  const inverse = Float64Array.from(source, (channel) => 1 / scales[channel]);
+  const out = new Float64Array(H.length);
+  for (let a = 0; a < cols; a++) {
+    for (let b = 0; b < cols; b++) out[a * cols + b] = H[a * cols + b] * inverse[a] * inverse[b];
+  }
+  return out;
+}
+
+/** Ŵ diag(1/t): what a folded, quantized matrix does to inputs that were not divided. */
+export function unfoldedValues(quantized: QuantizedMatrix, source: Int32Array, scales: Float64Array): Float32Array {
+  const { rows, cols } = quantized;
+  const values = dequantize(quantized);
+  for (let row = 0; row < rows; row++) {
+    for (let c = 0; c < cols; c++) values[row * cols + c] /= scales[source[c]];
+  }
+  return values;
+}
+
+/** Every n-th row, at most `count`. */
+function sampleOf({ rows, cols, data }: Matrix, count: number): Matrix {
+  if (rows <= count) return { rows, cols, data };
+  const out = new Float32Array(count * cols);
+  for (let i = 0; i < count; i++) {
+    const row = Math.floor((i * rows) / count);
+    out.set(data.subarray(row * cols, (row + 1) * cols), i * cols);
+  }
+  return { rows: count, cols, data: out };
+}
+
+function rootDiagonal(H: Float64Array, cols: number): Float64Array {
+  return Float64Array.from({ length: cols }, (_, c) => Math.sqrt(H[c * (cols + 1)]));
+}
+
+/** (cols) root mean square of each column over all matrices. */
+function columnRms(matrices: readonly Matrix[], cols: number): Float64Array {
+  const sums = new Float64Array(cols);
+  let rows = 0;
+  for (const matrix of matrices) {
+    rows += matrix.rows;
+    for (let i = 0; i < matrix.data.length; i++) sums[i % cols] += matrix.data[i] * matrix.data[i];
+  }
+  return sums.map((sum) => Math.sqrt(sum / rows));
+}
+
+/** (channels) root mean square over the columns that share a channel. */
+function channelMeans(values: Float64Array, source: Int32Array, channels: number): Float64Array {
+  const sums = new Float64Array(channels);
+  const counts = new Float64Array(channels);
+  for (let c = 0; c < source.length; c++) {
+    sums[source[c]] += values[c] ** 2;
+    counts[source[c]] += 1;
+  }
+  const means = sums.map((sum, channel) => Math.sqrt(sum / Math.max(1, counts[channel])));
+  const floor = FLOOR * means.reduce((max, mean) => Math.max(max, mean), 0) || 1;
+  return means.map((mean) => Math.max(mean, floor));
+}
+
+/** Scaled so that the largest and the smallest are each other's inverse: folded gains stay near where they were. */
+function centred(scales: Float64Array): Float64Array {
+  let min = Number.POSITIVE_INFINITY;
+  let max = 0;
+  for (const scale of scales) {
+    if (scale < min) min = scale;
+    if (scale > max) max = scale;
+  }
+  const middle = Math.sqrt(min * max);
+  return scales.map((scale) => scale / middle);
+}

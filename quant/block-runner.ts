@@ -1,0 +1,99 @@
+/**
+ * Runs one block of the float graph over all calibration windows, segment by segment (segments.ts), with the weights of
+ * the moment: those of sites already quantized, float ones for the rest. Blocks of one structure share their sessions.
+ */
+import type { InferenceSession, Tensor } from "onnxruntime-common";
+import type { Model } from "../src/arch/index.ts";
+import { floatWeights } from "../src/arch/weights.ts";
+import { blockGraph } from "../src/export/graphs.ts";
+import { sha256Hex } from "../src/hash.ts";
+import { fullKv } from "../src/kv/full.ts";
+import { toBytes } from "../src/onnx/external-data.ts";
+import type { Ort } from "../src/onnx/ort.ts";
+import { cutAtSites, type Segment } from "./segments.ts";
+
+/** Values of one batch of windows that cross cuts, by name. */
+export type Activations = Map<string, Tensor>;
+
+export interface OpenBlock {
+  readonly segments: readonly Segment[];
+  /** The linears of each site: what is quantized together. */
+  readonly sites: readonly (readonly string[])[];
+  /** Replaces a weight (rows, cols) by full tensor name, before the segment that reads it runs. */
+  setWeight(tensor: string, data: Float32Array): void;
+  /** The float weight of a linear as the checkpoint has it: "model.layers.0.mlp.up_proj" -> (rows, cols). */
+  weight(linear: string): { readonly shape: readonly number[]; readonly data: Float32Array };
+  /** Runs one segment on one batch: reads and extends its activations. */
+  run(segment: Segment, activations: Activations): Promise<void>;
+}
+
+export class BlockRunner {
+  private readonly sessions = new Map<string, Promise<InferenceSession>>();
+
+  constructor(
+    private readonly ort: Ort,
+    private readonly model: Model,
+    private readonly maxPositions: number,
+    private readonly sessionOptions: InferenceSession.SessionOptions = {},
+  ) {}
+
+  /** Name of the block's input in the first batch of activations. */
+  static readonly input = "hidden_states";
+
+  async open(layer: number): Promise<OpenBlock> {
+    const blockName = this.model.arch.blockName(layer);
+    const block = blockGraph(this.model, layer, {
+      weights: floatWeights(this.model.checkpoint),
+      kv: fullKv({ cached: false }),
+      maxPositions: this.maxPositions,
+      weightInputName: (tensor) => tensor.replace(blockName, "block"),
+    });
+    const segments = cutAtSites(block);
+    const { weightInputs, sites } = block.builder;
+    const feeds: Record<string, Tensor> = {};
+    for (const [name, { shape, load }] of weightInputs) {
+      feeds[name] = new this.ort.Tensor("float32", await load(), shape);
+    }
+    const inputOf = new Map([...weightInputs].map(([name, { tensor }]) => [tensor, name]));
+    const sessions = await Promise.all(segments.map(async (segment) => this.session(await toBytes(segment.graph))));
+    return {
+      segments,
+      sites: sites.map(({ linears }) => linears),
+      setWeight: (tensor, data) => {
+        const name = inputOf.get(tensor)!;
+        feeds[name] = new this.ort.Tensor("float32", data, feeds[name].dims);
+      },
+      weight: (linear) => {
+        const { dims, data } = feeds[inputOf.get(`${linear}.weight`)!];
+        return { shape: dims, data: data as Float32Array };
+      },
+      run: async (segment, activations) => {
+        if (segment.writes.length === 0) return;
+        const inputs: Record<string, Tensor> = {};
+        for (const name of segment.reads) inputs[name] = activations.get(name)!;
+        for (const name of segment.weights) inputs[name] = feeds[name];
+        if (segment.graph.inputs.some(({ name }) => name === "attention_mask")) {
+          const [batch, seq] = [...activations.values()][0].dims;
+          inputs.attention_mask = new this.ort.Tensor("int64", new BigInt64Array(batch * seq).fill(1n), [batch, seq]);
+        }
+        const results = await sessions[segments.indexOf(segment)].run(inputs);
+        for (const name of segment.writes) activations.set(name, results[name] as Tensor);
+      },
+    };
+  }
+
+  private session(bytes: Uint8Array): Promise<InferenceSession> {
+    const key = sha256Hex(bytes);
+    let session = this.sessions.get(key);
+    if (!session) {
+      session = this.ort.InferenceSession.create(bytes, this.sessionOptions);
+      this.sessions.set(key, session);
+    }
+    return session;
+  }
+
+  async dispose(): Promise<void> {
+    for (const session of this.sessions.values()) await (await session).release();
+    this.sessions.clear();
+  }
+}

@@ -1,0 +1,87 @@
+/** Second moments of what each linear sees, gathered while activations stream by in batches. */
+import { NibbleError } from "../src/errors.ts";
+import type { MatrixProducts } from "../src/tensor/linalg.ts";
+import type { Tokenizer } from "../src/tokenizer/tokenizer.ts";
+import type { InputStatistics } from "./types.ts";
+
+/** Sums XᵀX over batches: each batch in float32 (ONNX Runtime), the sum of batches in float64. */
+export class SecondMoment {
+  private readonly sum: Float64Array;
+  private readonly drift: Float64Array | undefined;
+  private readonly abs: Float64Array;
+  private tokens = 0;
+
+  constructor(
+    readonly cols: number,
+    private readonly products: MatrixProducts,
+    withDrift = false,
+  ) {
+    this.sum = new Float64Array(cols * cols);
+    this.abs = new Float64Array(cols);
+    this.drift = withDrift ? new Float64Array(cols * cols) : undefined;
+  }
+
+  /** X (tokens, cols) from the quantized prefix, XFloat the same tokens from the float one. */
+  async add(X: Float32Array, XFloat?: Float32Array): Promise<void> {
+    const { cols, sum, abs, drift } = this;
+    const tokens = X.length / cols;
+    const shape = { m: cols, k: tokens, n: cols, transA: true };
+    const XX = await this.products.f32(X, X, shape);
+    for (let i = 0; i < sum.length; i++) sum[i] += XX[i];
+    for (let at = 0; at < X.length; at += cols) {
+      for (let c = 0; c < cols; c++) abs[c] += Math.abs(X[at + c]);
+    }
+    if (drift && XFloat) {
+      const delta = XFloat.map((x, i) => x - X[i]);
+      const dXX = await this.products.f32(delta, X, shape);
+      for (let i = 0; i < drift.length; i++) drift[i] += dXX[i];
+    }
+    this.tokens += tokens;
+  }
+
+  statistics(): InputStatistics {
+    const { tokens } = this;
+    const mean = (sums: Float64Array) => sums.map((x) => x / tokens);
+    return {
+      tokens,
+      H: mean(this.sum),
+      meanAbs: mean(this.abs),
+      dXX: this.drift && mean(this.drift),
+    };
+  }
+}
+
+export interface CalibrationText {
+  readonly texts: readonly string[];
+  readonly sequenceLength: number;
+  /** How many windows at most. */
+  readonly windows: number;
+}
+
+/**
+ * Token windows of equal length: the texts one after the other, without special tokens (the rule of the perplexity
+ * files), cut every `sequenceLength` tokens. Windows are taken evenly from all of the text, so that a mixed set stays
+ * mixed; the rest is dropped. Error `bad_option` where there is not one whole window.
+ */
+export function tokenWindows(
+  tokenizer: Pick<Tokenizer, "encode">,
+  { texts, sequenceLength, windows }: CalibrationText,
+): number[][] {
+  const ids: number[] = [];
+  for (const text of texts) {
+    for (const id of tokenizer.encode(text, { addSpecialTokens: false })) ids.push(id);
+  }
+  const available = Math.floor(ids.length / sequenceLength);
+  if (available === 0) {
+    throw new NibbleError(
+      "bad_option",
+      `The calibration text has ${ids.length} tokens; at least one window of ${sequenceLength} is needed. Give more text or a smaller sequence length.`,
+      { param: "calibration" },
+    );
+  }
+  const count = Math.min(windows, available);
+  return Array.from({ length: count }, (_, i) => {
+    const start = Math.floor((i * available) / count) * sequenceLength;
+    return ids.slice(start, start + sequenceLength);
+  });
+}

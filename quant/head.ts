@@ -1,0 +1,122 @@
+/** Embedding and head as layers of their own: one matrix where the family ties them, two where it does not. */
+import type { Model } from "../src/arch/index.ts";
+import { floatWeights } from "../src/arch/weights.ts";
+import { headGraph } from "../src/export/graphs.ts";
+import { fullKv } from "../src/kv/full.ts";
+import { toBytes } from "../src/onnx/external-data.ts";
+import type { Graph } from "../src/onnx/graph.ts";
+import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
+import { type Activations, BlockRunner } from "./block-runner.ts";
+import { SecondMoment } from "./calibrate.ts";
+import { gptqMatrix } from "./gptq.ts";
+import { searchGrid } from "./grid.ts";
+import type { QuantizeTools } from "./quantize.ts";
+import type { HeadFormat, Recipe } from "./recipes.ts";
+import { rtnMatrix } from "./rtn.ts";
+import { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16 } from "./types.ts";
+
+/** Bits from which rounding is so fine that GPTQ gains nothing measurable (8-bit head alone: KL 0.0002). */
+const PLAIN_BITS = 8;
+/** Rows quantized at once: GPTQ keeps an error for every weight. */
+const CHUNK_ROWS = 8192;
+
+/** `hidden` are the windows' hidden states after the last block, quantized. Returns matrices by full tensor name. */
+export async function quantizeHead(
+  model: Model,
+  recipe: Recipe,
+  format: HeadFormat,
+  hidden: readonly Activations[],
+  tools: QuantizeTools,
+): Promise<Map<string, QuantizedMatrix>> {
+  const { arch, config, checkpoint } = model;
+  const embedding = `${arch.embeddingName}.weight`;
+  const head = `${arch.headName(config)}.weight`;
+  const matrices = new Map<string, QuantizedMatrix>();
+  for (const tensor of new Set([embedding, head])) {
+    tools.signal?.throwIfAborted();
+    const { shape, data } = await checkpoint.readTensor(tensor);
+    const [rows, cols] = shape;
+    const spec: GridSpec = { ...format, roundScale: roundScaleToF16 };
+    const calibrate = tensor === head && hidden.length > 0 && recipe.rounding === "gptq" && format.bits < PLAIN_BITS;
+    const statistics = calibrate ? await headStatistics(model, cols, hidden, tools) : undefined;
+    const parts: QuantizedMatrix[] = [];
+    for (let start = 0; start < rows; start += CHUNK_ROWS) {
+      const end = Math.min(rows, start + CHUNK_ROWS);
+      const part: Matrix = { rows: end - start, cols, data: data.subarray(start * cols, end * cols) };
+      if (statistics) parts.push(await gptqMatrix(part, spec, statistics, tools.products, { damping: recipe.damping }));
+      else parts.push(rtnMatrix(part, spec, recipe.searchGrid && format.bits < PLAIN_BITS ? searchGrid : undefined));
+    }
+    matrices.set(tensor, stack(parts));
+  }
+  return matrices;
+}
+
+/** The second moment of final normed hidden states. */
+async function headStatistics(
+  model: Model,
+  cols: number,
+  hidden: readonly Activations[],
+  tools: QuantizeTools,
+): Promise<InputStatistics> {
+  const options = { weights: floatWeights(model.checkpoint), kv: fullKv({ cached: false }), maxPositions: 1 };
+  const session = await tools.ort.InferenceSession.create(await toBytes(normOnly(headGraph(model, options).graph)));
+  try {
+    const moment = new SecondMoment(cols, tools.products);
+    for (const batch of hidden) {
+      const { normed } = await session.run({ hidden_states: batch.get(BlockRunner.input)! });
+      await moment.add(normed.data as Float32Array);
+    }
+    return moment.statistics();
+  } finally {
+    await session.release();
+  }
+}
+
+/** The head's graph without the head: only what makes "normed". */
+function normOnly(graph: Graph): Graph {
+  const wanted = new Set(["normed"]);
+  graph.nodes = graph.nodes
+    .toReversed()
+    .filter((node) => {
+      if (!node.outputs.some((name) => wanted.has(name))) return false;
+      for (const name of node.inputs) wanted.add(name);
+      return true;
+    })
+    .toReversed();
+  for (const name of graph.initializers.keys()) if (!wanted.has(name)) graph.initializers.delete(name);
+  graph.outputs.splice(0, graph.outputs.length, ...graph.outputs.filter(({ name }) => name === "normed"));
+  return graph;
+}
+
+function stack(parts: readonly QuantizedMatrix[]): QuantizedMatrix {
+  const [first] = parts;
+  if (parts.length === 1) return first;
+  const rows = parts.reduce((sum, part) => sum + part.rows, 0);
+  const join = <T extends Uint8Array | Float32Array>(make: (length: number) => T, of: (m: QuantizedMatrix) => T): T => {
+    const whole = make(parts.reduce((sum, part) => sum + of(part).length, 0));
+    let at = 0;
+    for (const part of parts) {
+      whole.set(of(part), at);
+      at += of(part).length;
+    }
+    return whole;
+  };
+  return {
+    ...first,
+    rows,
+    codes: join(
+      (n) => new Uint8Array(n),
+      (m) => m.codes,
+    ),
+    scales: join(
+      (n) => new Float32Array(n),
+      (m) => m.scales,
+    ),
+    zeros:
+      first.zeros &&
+      join(
+        (n) => new Uint8Array(n),
+        (m) => m.zeros!,
+      ),
+  };
+}

@@ -1,0 +1,341 @@
+/**
+ * Walks a model block by block. In each block, in the order in which its linears run:
+ *
+ *   inputs of the site, from the quantized prefix -> H            calibrate.ts
+ *   per-channel factors folded into what makes the input          awq.ts      (recipe.fold)
+ *   grids, then codes                                             grid.ts, rtn.ts, hqq.ts, gptq.ts
+ *   the site's matrices become their quantized values, and the next site is computed from them
+ *
+ * Memory holds one block's weights and the windows' activations at the cut, whatever the model's size.
+ */
+
+import type { ScalingGroup } from "../src/arch/architecture.ts";
+import type { Model } from "../src/arch/index.ts";
+import { floatWeights } from "../src/arch/weights.ts";
+import { NibbleError } from "../src/errors.ts";
+import { BlockForward } from "../src/eval/block-forward.ts";
+import type { Ort } from "../src/onnx/ort.ts";
+import type { OnProgress } from "../src/progress.ts";
+import type { MatrixProducts } from "../src/tensor/linalg.ts";
+import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
+import { type Fold, foldColumns, foldedMoment, searchFold, unfoldedValues } from "./awq.ts";
+import { type Activations, BlockRunner, type OpenBlock } from "./block-runner.ts";
+import { SecondMoment } from "./calibrate.ts";
+import { gptqMatrix } from "./gptq.ts";
+import { rangeRule, searchGrid } from "./grid.ts";
+import { quantizeHead } from "./head.ts";
+import { hqqMatrix } from "./hqq.ts";
+import { meanLoss } from "./loss.ts";
+import { QuantizedModel } from "./quantized-model.ts";
+import type { Recipe } from "./recipes.ts";
+import { decodeLayer, encodeLayer, type LayerRecord, type LayerStore, type LinearRecord } from "./record.ts";
+import { rtnMatrix } from "./rtn.ts";
+import { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16 } from "./types.ts";
+
+export interface QuantizeTools {
+  readonly ort: Ort;
+  readonly products: MatrixProducts;
+  /** Where finished layers are kept; the caller gives each model, recipe and text a store of their own. */
+  readonly store?: LayerStore;
+  readonly onProgress?: OnProgress;
+  readonly signal?: AbortSignal;
+  /** Milliseconds per phase, for benchmarks. */
+  readonly onTime?: (phase: "forward" | "moments" | "fold" | "round", ms: number) => void;
+}
+
+/** Windows computed together: products of 2,048 rows keep every core busy, and more only takes memory. */
+const BATCH_TOKENS = 2048;
+
+/** @param windows token ids, all of one length; not read by recipes without calibration. */
+export async function quantizeModel(
+  model: Model,
+  recipe: Recipe,
+  windows: readonly (readonly number[])[],
+  tools: QuantizeTools,
+): Promise<QuantizedModel> {
+  if (recipe.windows > 0 && windows.length === 0) {
+    throw new NibbleError("bad_option", `${recipe.name} needs calibration text.`, { param: "calibration" });
+  }
+  const used = windows.slice(0, recipe.windows);
+  const walk = new BlockWalk(model, recipe, used, tools);
+  try {
+    return await walk.run();
+  } finally {
+    await walk.dispose();
+  }
+}
+
+class BlockWalk {
+  private readonly runner: BlockRunner;
+  private readonly calibrated: boolean;
+
+  constructor(
+    private readonly model: Model,
+    private readonly recipe: Recipe,
+    private readonly windows: readonly (readonly number[])[],
+    private readonly tools: QuantizeTools,
+  ) {
+    this.calibrated = recipe.windows > 0;
+    this.runner = new BlockRunner(tools.ort, model, windows[0]?.length ?? 1);
+  }
+
+  async run(): Promise<QuantizedModel> {
+    const { model, recipe, tools } = this;
+    const { layers } = model.config;
+    const result = new QuantizedModel(model, recipe);
+    let hidden = this.calibrated ? await this.embed() : [];
+    // the float prefix, where GPTAQ compares with it
+    let float = this.calibrated && recipe.asymmetry > 0 ? hidden.map((batch) => new Map(batch)) : undefined;
+    for (let layer = 0; layer < layers; layer++) {
+      tools.signal?.throwIfAborted();
+      tools.onProgress?.({ stage: `quantize layer ${layer}`, done: layer, total: layers, unit: "layers" });
+      const stored = await tools.store?.get(layerKey(layer));
+      const block = await this.runner.open(layer);
+      const reference = float && (await this.runner.open(layer));
+      const sites = new SiteWalk(this.model, layer, block, reference, this.recipe, this.tools);
+      const record = stored ? decodeLayer(stored) : await sites.quantize(hidden, float);
+      if (stored) await sites.replay(record, hidden, float);
+      else await tools.store?.put(layerKey(layer), encodeLayer(record));
+      result.addLayer(record);
+      if (this.calibrated) {
+        hidden = hidden.map((batch) => onlyOutput(batch, block));
+        float = float?.map((batch) => onlyOutput(batch, block));
+      }
+    }
+    if (recipe.head) result.addHead(await quantizeHead(model, recipe, recipe.head, hidden, tools));
+    tools.onProgress?.({ stage: "quantize", done: layers, total: layers, unit: "layers" });
+    return result;
+  }
+
+  /** Hidden states before the first block, in batches of whole windows. */
+  private async embed(): Promise<Activations[]> {
+    const { model, windows, tools } = this;
+    const seq = windows[0].length;
+    const { hiddenSize } = model.config;
+    const forward = new BlockForward(tools.ort, model, floatWeights(model.checkpoint), seq);
+    const states = await forward.embed(windows);
+    await forward.dispose();
+    const perBatch = Math.max(1, Math.floor(BATCH_TOKENS / seq));
+    const batches: Activations[] = [];
+    for (let start = 0; start < states.length; start += perBatch) {
+      const part = states.slice(start, start + perBatch);
+      const data = new Float32Array(part.length * seq * hiddenSize);
+      for (const [i, state] of part.entries()) data.set(state, i * seq * hiddenSize);
+      const tensor = new tools.ort.Tensor("float32", data, [part.length, seq, hiddenSize]);
+      batches.push(new Map([[BlockRunner.input, tensor]]));
+    }
+    return batches;
+  }
+
+  async dispose(): Promise<void> {
+    await this.runner.dispose();
+  }
+}
+
+const layerKey = (layer: number) => `layer-${layer}.bin`;
+
+function onlyOutput(batch: Activations, block: OpenBlock): Activations {
+  const [output] = block.segments.at(-1)!.writes;
+  return new Map([[BlockRunner.input, batch.get(output)!]]);
+}
+
+/** The sites of one block, one after the other. */
+class SiteWalk {
+  private readonly record: LayerRecord = { linears: new Map(), floats: new Map() };
+  private readonly groups: readonly ScalingGroup[];
+
+  constructor(
+    private readonly model: Model,
+    layer: number,
+    private readonly block: OpenBlock,
+    private readonly reference: OpenBlock | undefined,
+    private readonly recipe: Recipe,
+    private readonly tools: QuantizeTools,
+  ) {
+    this.groups = model.arch.scalingGroups(layer, model.config);
+  }
+
+  async quantize(batches: readonly Activations[], float: readonly Activations[] | undefined): Promise<LayerRecord> {
+    const { block, recipe } = this;
+    for (const [index, linears] of block.sites.entries()) {
+      this.tools.signal?.throwIfAborted();
+      const statistics = recipe.windows > 0 ? await this.gather(index, batches, float) : undefined;
+      await this.quantizeSite(linears, statistics);
+    }
+    if (recipe.windows > 0) await this.runSegment(block.sites.length, batches, float);
+    return this.record;
+  }
+
+  /** Computes what a layer quantized earlier gives for the windows. */
+  async replay(
+    record: LayerRecord,
+    batches: readonly Activations[],
+    float: readonly Activations[] | undefined,
+  ): Promise<void> {
+    if (this.recipe.windows === 0) return;
+    for (const [linear, entry] of record.linears) this.block.setWeight(`${linear}.weight`, effectiveValues(entry));
+    for (let index = 0; index <= this.block.sites.length; index++) await this.runSegment(index, batches, float);
+  }
+
+  private async runSegment(
+    index: number,
+    batches: readonly Activations[],
+    float: readonly Activations[] | undefined,
+    each?: (batch: Activations, float: Activations | undefined) => Promise<void>,
+  ): Promise<void> {
+    const segment = this.block.segments[index];
+    const later = new Set(this.block.segments.slice(index + 1).flatMap((next) => next.reads));
+    for (const [i, batch] of batches.entries()) {
+      this.tools.signal?.throwIfAborted();
+      const started = performance.now();
+      await this.block.run(segment, batch);
+      if (this.reference && float) await this.reference.run(this.reference.segments[index], float[i]);
+      this.tools.onTime?.("forward", performance.now() - started);
+      await each?.(batch, float?.[i]);
+      for (const state of [batch, float?.[i]]) {
+        for (const name of state?.keys() ?? []) {
+          if (!later.has(name) && !(segment.tap === undefined && segment.writes.includes(name))) state?.delete(name);
+        }
+      }
+    }
+  }
+
+  /** Runs up to a site's input and takes its second moment. */
+  private async gather(
+    index: number,
+    batches: readonly Activations[],
+    float: readonly Activations[] | undefined,
+  ): Promise<InputStatistics> {
+    const tap = this.block.segments[index].tap!;
+    const cols = this.block.weight(this.block.sites[index][0]).shape[1];
+    const moment = new SecondMoment(cols, this.tools.products, float !== undefined);
+    await this.runSegment(index, batches, float, async (batch, reference) => {
+      const started = performance.now();
+      await moment.add(floatsOf(batch, tap), reference && floatsOf(reference, tap));
+      this.tools.onTime?.("moments", performance.now() - started);
+    });
+    return moment.statistics();
+  }
+
+  private async quantizeSite(linears: readonly string[], measured: InputStatistics | undefined): Promise<void> {
+    const { block, recipe, tools } = this;
+    const matrices = linears.map((linear): Matrix => {
+      const { shape, data } = block.weight(linear);
+      return { rows: shape[0], cols: shape[1], data };
+    });
+    const spec = specOf(recipe, matrices[0].cols);
+    let started = performance.now();
+    const fold = recipe.fold && measured ? await this.fold(linears, matrices, spec, measured) : undefined;
+    tools.onTime?.("fold", performance.now() - started);
+    const statistics =
+      fold && measured
+        ? {
+            ...measured,
+            H: foldedMoment(measured.H, fold.source, fold.scales),
+            dXX: measured.dXX && foldedMoment(measured.dXX, fold.source, fold.scales),
+          }
+        : measured;
+    started = performance.now();
+    for (const [i, linear] of linears.entries()) {
+      const matrix = fold ? foldColumns(matrices[i], fold.source, fold.scales) : matrices[i];
+      const quantized = await quantizeMatrix(matrix, spec, recipe, statistics, tools.products);
+      const power = statistics ? await outputPower(matrix, statistics.H, tools.products) : 0;
+      const relative = async (candidate: QuantizedMatrix) =>
+        statistics && power > 0 ? (await meanLoss(matrix, candidate, statistics.H, tools.products)) / power : 0;
+      const entry: LinearRecord = {
+        matrix: quantized,
+        columnScales: fold && Float64Array.from(fold.source, (channel) => fold.scales[channel]),
+        rowScales: undefined,
+        report: { relativeError: await relative(quantized), foldExponent: fold?.exponent },
+      };
+      this.record.linears.set(linear, entry);
+      if (measured) block.setWeight(`${linear}.weight`, effectiveValues(entry));
+    }
+    tools.onTime?.("round", performance.now() - started);
+  }
+
+  /** Searches the site's fold and applies its other half to what makes the input. */
+  private async fold(
+    linears: readonly string[],
+    matrices: readonly Matrix[],
+    spec: GridSpec,
+    statistics: InputStatistics,
+  ): Promise<(Fold & { readonly source: Int32Array }) | undefined> {
+    const group = this.groups.find(
+      ({ to }) => to.length === linears.length && to.every((name) => linears.includes(name)),
+    );
+    if (!group) return undefined;
+    const { cols } = matrices[0];
+    const source = Int32Array.from({ length: cols }, (_, c) => group.source?.(c) ?? c);
+    const channels = "linear" in group.from ? this.block.weight(group.from.linear).shape[0] : cols;
+    const fold = await searchFold(matrices, source, channels, spec, statistics, this.tools.products);
+    if (fold.exponent === undefined) return undefined;
+    await this.divideSource(group.from, fold.scales);
+    return { ...fold, source };
+  }
+
+  private async divideSource(from: ScalingGroup["from"], scales: Float64Array): Promise<void> {
+    const { checkpoint } = this.model;
+    const name = "linear" in from ? from.linear : from.norm;
+    const divide = async (tensor: string, offset = 0) => {
+      if (!checkpoint.tensors.has(tensor)) return;
+      const data = this.record.floats.get(tensor) ?? (await checkpoint.readTensor(tensor)).data;
+      this.record.floats.set(
+        tensor,
+        data.map((value, c) => (value + offset) / scales[c] - offset),
+      );
+    };
+    await divide(`${name}.bias`);
+    if ("norm" in from) {
+      await divide(`${name}.weight`);
+      return;
+    }
+    const made = this.record.linears.get(name);
+    if (!made) throw new NibbleError("unsupported", `${name} runs after the linears that its outputs feed.`);
+    this.record.linears.set(name, { ...made, rowScales: scales });
+  }
+}
+
+const floatsOf = (batch: Activations, name: string) => batch.get(name)!.data as Float32Array;
+
+/** What a record's matrix does to inputs that nothing was folded into. */
+function effectiveValues({ matrix, columnScales }: LinearRecord): Float32Array {
+  if (!columnScales) return dequantize(matrix);
+  const columns = Int32Array.from({ length: matrix.cols }, (_, c) => c);
+  return unfoldedValues(matrix, columns, columnScales);
+}
+
+/** The grid for a matrix with this many input features. */
+export function specOf(
+  { bits, groupSize, symmetric }: Pick<Recipe, "bits" | "groupSize" | "symmetric">,
+  cols: number,
+): GridSpec {
+  return { bits, groupSize: groupSize === "row" ? cols : groupSize, symmetric, roundScale: roundScaleToF16 };
+}
+
+/** One matrix by the recipe's way of rounding. */
+export async function quantizeMatrix(
+  matrix: Matrix,
+  spec: GridSpec,
+  recipe: Pick<Recipe, "rounding" | "searchGrid" | "damping" | "asymmetry">,
+  statistics: InputStatistics | undefined,
+  products: MatrixProducts,
+): Promise<QuantizedMatrix> {
+  const rule = recipe.searchGrid ? searchGrid : rangeRule(spec);
+  if (recipe.rounding === "hqq") return hqqMatrix(matrix, spec);
+  if (recipe.rounding === "gptq" && statistics) {
+    const { damping, asymmetry } = recipe;
+    return gptqMatrix(matrix, spec, statistics, products, { damping, asymmetry, rule });
+  }
+  const { cols } = matrix;
+  const importance = statistics && Float64Array.from({ length: cols }, (_, c) => statistics.H[c * (cols + 1)]);
+  return rtnMatrix(matrix, spec, rule, importance);
+}
+
+/** Mean squared output, W H Wᵀ over rows. */
+async function outputPower(W: Matrix, H: Float64Array, products: MatrixProducts): Promise<number> {
+  const WH = await products.f32(W.data, Float32Array.from(H), { m: W.rows, k: W.cols, n: W.cols });
+  let sum = 0;
+  for (let i = 0; i < WH.length; i++) sum += WH[i] * W.data[i];
+  return sum / W.rows;
+}

@@ -1,0 +1,116 @@
+/** What to do with a model, as data: one method by name, or a preset that measurement chose (README, ablation table). */
+import { NibbleError } from "../src/errors.ts";
+
+export interface HeadFormat {
+  readonly bits: number;
+  readonly groupSize: number;
+  readonly symmetric: boolean;
+}
+
+export interface Recipe {
+  /** The method or preset: what nibble.json and messages call it. */
+  readonly name: string;
+  readonly bits: number;
+  /** Columns that share a scale, or "row". */
+  readonly groupSize: number | "row";
+  readonly symmetric: boolean;
+  /** How codes are chosen. */
+  readonly rounding: "rtn" | "hqq" | "gptq";
+  /** Search grids by squared error (weighted by the inputs, where calibrated) instead of taking the range. */
+  readonly searchGrid: boolean;
+  /** AWQ's per-channel factors, folded into what makes the input. */
+  readonly fold: boolean;
+  /** GPTAQ's term, 0 to 1. */
+  readonly asymmetry: number;
+  /** GPTQ's λ as a fraction of mean diag(H). */
+  readonly damping: number;
+  /** Embedding and head; undefined leaves them float. */
+  readonly head: HeadFormat | undefined;
+  /** Calibration windows at most; 0 = no calibration. */
+  readonly windows: number;
+}
+
+export interface MethodOptions {
+  readonly bits?: number;
+  readonly groupSize?: number | "row";
+  readonly symmetric?: boolean;
+  /** Bits of embedding and head; 16 leaves them float. Default 8. */
+  readonly headBits?: number;
+}
+
+const GROUP_SIZES = [16, 32, 64, 128, 256];
+const DEFAULT_WINDOWS = 64;
+
+function base(name: string, options: MethodOptions): Recipe {
+  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8 } = options;
+  if (!Number.isInteger(bits) || bits < 2 || bits > 8) {
+    throw new NibbleError("bad_option", `bits is ${bits}; codes take 2 to 8 bits.`, { param: "bits" });
+  }
+  if (groupSize !== "row" && !GROUP_SIZES.includes(groupSize)) {
+    throw new NibbleError("bad_option", `group size is ${groupSize}; use ${GROUP_SIZES.join(", ")} or row.`, {
+      param: "group-size",
+    });
+  }
+  if (headBits !== 16 && (!Number.isInteger(headBits) || headBits < 2 || headBits > 8)) {
+    throw new NibbleError("bad_option", `head bits is ${headBits}; use 2 to 8, or 16 for a float head.`, {
+      param: "head-bits",
+    });
+  }
+  return {
+    name,
+    bits,
+    groupSize,
+    symmetric,
+    rounding: "rtn",
+    searchGrid: false,
+    fold: false,
+    asymmetry: 0,
+    damping: 0.01,
+    head: headBits === 16 ? undefined : { bits: headBits, groupSize: 32, symmetric },
+    windows: 0,
+  };
+}
+
+/** Round to nearest; needs no data. */
+export const rtn = (options: MethodOptions = {}): Recipe => base("rtn", options);
+
+/** Half-quadratic quantization (Badri and Shaji 2023); needs no data. */
+export const hqq = (options: MethodOptions = {}): Recipe => ({ ...base("hqq", options), rounding: "hqq" });
+
+/** GPTQ with searched grids, columns by descending diag(H), groups contiguous. */
+export const gptq = (options: MethodOptions = {}): Recipe => ({
+  ...base("gptq", options),
+  rounding: "gptq",
+  searchGrid: true,
+  windows: DEFAULT_WINDOWS,
+});
+
+/** AWQ: per-channel scales and searched (clipped) grids, then round to nearest. */
+export const awq = (options: MethodOptions = {}): Recipe => ({
+  ...base("awq", options),
+  searchGrid: true,
+  fold: true,
+  windows: DEFAULT_WINDOWS,
+});
+
+/** AWQ's fold, then GPTQ, on few windows. */
+const fast = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "fast", fold: true, windows: 8 });
+/** AWQ's fold, then GPTQ. */
+const standard = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "default", fold: true });
+const best = (options: MethodOptions): Recipe => ({ ...standard(options), name: "best", windows: 128 });
+
+const presets = { fast, default: standard, best };
+export type Preset = keyof typeof presets;
+export const PRESETS = Object.keys(presets) as Preset[];
+
+export function preset(name: Preset, options: MethodOptions = {}): Recipe {
+  return presets[name](options);
+}
+
+const methods = { rtn, hqq, gptq, awq };
+export type Method = keyof typeof methods;
+export const METHODS = Object.keys(methods) as Method[];
+
+export function method(name: Method, options: MethodOptions = {}): Recipe {
+  return methods[name](options);
+}

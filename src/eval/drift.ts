@@ -1,0 +1,87 @@
+/**
+ * What quantization cost: two sets of weights of one model (float and quantized) on the same windows of text, block by
+ * block, so that models larger than memory can be compared.
+ */
+import type { Model } from "../arch/index.ts";
+import type { Weights } from "../arch/weights.ts";
+import type { Ort } from "../onnx/ort.ts";
+import type { OnProgress } from "../progress.ts";
+import { BlockForward } from "./block-forward.ts";
+import { type Comparison, LogitComparer } from "./compare.ts";
+
+/** Over all scored positions. */
+export interface Drift {
+  readonly positions: number;
+  /** exp of the mean over windows of each window's mean cross-entropy. */
+  readonly perplexity: number;
+  readonly perplexityReference: number;
+  readonly kl: { readonly mean: number; readonly median: number; readonly p99: number; readonly max: number };
+  /** Fraction of positions with the same likeliest token. */
+  readonly top1: number;
+  /** Mean fraction of the reference's five likeliest tokens among the model's five. */
+  readonly top5: number;
+}
+
+export interface DriftOptions {
+  readonly onProgress?: OnProgress;
+  readonly signal?: AbortSignal;
+}
+
+/** KL(reference || weights) and more; windows are token ids, scored at positions 1 and on, given those before. */
+export async function measureDrift(
+  ort: Ort,
+  model: Model,
+  reference: Weights,
+  weights: Weights,
+  windows: readonly (readonly number[])[],
+  { onProgress, signal }: DriftOptions = {},
+): Promise<Drift> {
+  const maxPositions = Math.max(...windows.map((ids) => ids.length));
+  const forwards = [reference, weights].map((w) => new BlockForward(ort, model, w, maxPositions));
+  const comparer = new LogitComparer(ort);
+  const { layers, vocabSize } = model.config;
+  try {
+    const hidden = [await forwards[0].embed(windows), await forwards[1].embed(windows)];
+    for (let layer = 0; layer < layers; layer++) {
+      onProgress?.({ stage: "measure drift", done: layer, total: layers, unit: "layers" });
+      for (const [i, forward] of forwards.entries()) await forward.block(layer, hidden[i], signal);
+    }
+    const logits = [forwards[0].logits(hidden[0]), forwards[1].logits(hidden[1])];
+    const comparisons: Comparison[] = [];
+    for (const ids of windows) {
+      signal?.throwIfAborted();
+      const [a, b] = [await logits[0].next(), await logits[1].next()];
+      comparisons.push(await comparer.compare(a.value!, b.value!, vocabSize, ids.slice(1)));
+    }
+    for (const stream of logits) await stream.return?.(undefined);
+    return summarize(comparisons);
+  } finally {
+    for (const forward of forwards) await forward.dispose();
+    await comparer.dispose();
+  }
+}
+
+/** The figures over all windows. */
+export function summarize(windows: readonly Comparison[]): Drift {
+  const kl = Float64Array.from(windows.flatMap((window) => [...window.kl])).sort();
+  const all = (of: (window: Comparison) => Float32Array) => mean(windows.flatMap((window) => [...of(window)]));
+  const perplexity = (of: (window: Comparison) => Float32Array) =>
+    Math.exp(mean(windows.map((window) => mean([...of(window)]))));
+  return {
+    positions: kl.length,
+    perplexity: perplexity((window) => window.nll),
+    perplexityReference: perplexity((window) => window.nllReference),
+    kl: { mean: mean([...kl]), median: quantile(kl, 0.5), p99: quantile(kl, 0.99), max: kl[kl.length - 1] },
+    top1: all((window) => window.top1),
+    top5: all((window) => window.top5) / 5,
+  };
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
+/** The value below which this fraction of a sorted list lies. */
+function quantile(sorted: Float64Array, fraction: number): number {
+  return sorted[Math.min(sorted.length - 1, Math.floor(fraction * sorted.length))];
+}
