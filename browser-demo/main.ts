@@ -145,7 +145,8 @@ function page(): HTMLElement {
     app.querySelector<HTMLElement>(".sidebar .button")?.focus();
   };
   const view = el("main", { class: "view" });
-  const bars = el("div", { class: "bars" }, topbar(open), lacks(), loadBar());
+  const notices = el("section", { class: "notices", aria: { label: "Status" } }, lacks(), loadBar());
+  const bars = el("div", {}, topbar(open), notices);
   app.append(sidebar(close), el("div", { class: "main" }, bars, view));
   app.addEventListener("keydown", (event) => event.key === "Escape" && close());
   view.addEventListener("pointerdown", close);
