@@ -4,9 +4,12 @@ import { NibbleError } from "../errors.ts";
 import type { Architecture, DecoderConfig } from "./architecture.ts";
 import { ConfigReader } from "./config.ts";
 import { llama } from "./llama.ts";
+import { mistral } from "./mistral.ts";
+import { qwen2 } from "./qwen2.ts";
+import { qwen3 } from "./qwen3.ts";
 
 /** Each file's config type is its own business: a config only ever meets the architecture that read it. */
-const architectures = [llama] as unknown as readonly Architecture[];
+const architectures = [llama, mistral, qwen2, qwen3] as unknown as readonly Architecture[];
 
 /** Every `model_type` that can be loaded. */
 export const modelTypes: readonly string[] = architectures.flatMap((architecture) => architecture.modelTypes).sort();

@@ -12,13 +12,25 @@ export interface LlamaConfig extends DecoderConfig {
   readonly rmsNormEps: number;
   readonly activation: Activation;
   readonly rope: Rope;
+  /** Per layer: how many positions a query sees; left out, all of them see everything. */
+  readonly windows?: readonly (number | undefined)[];
+}
+
+/** Where a family's config class differs from LlamaConfig in what a missing key means. */
+export interface LlamaDefaults {
+  readonly tied?: boolean;
+  readonly headDim?: number;
+  readonly theta?: number;
+  readonly epsilonKey?: string;
+  readonly activationKey?: string;
+  readonly activation?: Activation;
 }
 
 /** The keys that every Llama-like family shares. */
-export function readLlamaConfig(config: ConfigReader): LlamaConfig {
+export function readLlamaConfig(config: ConfigReader, defaults: LlamaDefaults = {}): LlamaConfig {
   const heads = config.int("num_attention_heads");
   const hiddenSize = config.int("hidden_size");
-  const headDim = config.int("head_dim", hiddenSize / heads);
+  const headDim = config.int("head_dim", defaults.headDim ?? hiddenSize / heads);
   const maxPositions = config.int("max_position_embeddings", 2048);
   config.ignore("intermediate_size"); // the matrices say it
   return {
@@ -30,10 +42,10 @@ export function readLlamaConfig(config: ConfigReader): LlamaConfig {
     kvHeads: config.int("num_key_value_heads", heads),
     headDim,
     maxPositions,
-    tied: config.boolean("tie_word_embeddings", false),
-    rmsNormEps: config.number("rms_norm_eps", 1e-6),
-    activation: config.choice("hidden_act", ACTIVATIONS, "silu"),
-    rope: readRope(config, { headDim, maxPositions }),
+    tied: config.boolean("tie_word_embeddings", defaults.tied ?? false),
+    rmsNormEps: config.number(defaults.epsilonKey ?? "rms_norm_eps", 1e-6),
+    activation: config.choice(defaults.activationKey ?? "hidden_act", ACTIVATIONS, defaults.activation ?? "silu"),
+    rope: readRope(config, { headDim, maxPositions, theta: defaults.theta }),
   };
 }
 
@@ -56,7 +68,7 @@ export const llama: Architecture<LlamaConfig> = {
     const at = `model.layers.${layer}`;
     const a = m.rmsNorm(x, `${at}.input_layernorm`, config.rmsNormEps); // (batch, seq, hidden)
     const [q, k, v] = m.linears(a, [`${at}.self_attn.q_proj`, `${at}.self_attn.k_proj`, `${at}.self_attn.v_proj`]);
-    const attended = m.attention(q, k, v, { layer, ...config }); // (batch, seq, heads * headDim)
+    const attended = m.attention(q, k, v, { layer, ...config, window: config.windows?.[layer] }); // (batch, seq, heads * headDim)
     const h = m.add(x, m.linear(attended, `${at}.self_attn.o_proj`));
     const b = m.rmsNorm(h, `${at}.post_attention_layernorm`, config.rmsNormEps);
     return m.add(h, m.gatedMlp(b, `${at}.mlp`, config.activation));
