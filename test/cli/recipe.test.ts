@@ -1,0 +1,38 @@
+import { Command } from "commander";
+import { expect, test } from "vitest";
+import { type RecipeFlags, recipeOf, withRecipeFlags } from "../../src/cli/recipe.ts";
+
+function parse(...args: string[]): RecipeFlags {
+  const command = withRecipeFlags(new Command())
+    .exitOverride()
+    .configureOutput({ writeErr: () => {} });
+  return command
+    .action(() => {})
+    .parse(args, { from: "user" })
+    .opts();
+}
+
+test("no flag is the default preset at 4 bits in groups of 32", () => {
+  expect(recipeOf(parse())).toMatchObject({ name: "default", bits: 4, groupSize: 32, symmetric: false });
+});
+
+test("--method and its options reach the recipe", () => {
+  const recipe = recipeOf(
+    parse("--method", "gptq", "--bits", "3", "--group-size", "128", "--symmetric", "--head-bits", "16"),
+  );
+  expect(recipe).toMatchObject({ name: "gptq", bits: 3, groupSize: 128, symmetric: true, head: undefined });
+});
+
+test("--preset and --method together are an error that names both", () => {
+  expect(() => recipeOf(parse("--preset", "fast", "--method", "rtn"))).toThrow(/--preset fast and --method rtn/);
+});
+
+test("an unknown method and a group size that is none are refused", () => {
+  expect(() => parse("--method", "magic")).toThrow(/magic/);
+  expect(() => parse("--group-size", "many")).toThrow(/number, or "row"/);
+});
+
+test("names of the documentation that have no feature yet are refused by name", () => {
+  expect(() => parse("--prune", "wanda")).toThrow(/--prune: not in this version/);
+  expect(() => parse("--fit", "80MB", "--tune")).toThrow(/--fit, --tune: not in this version/);
+});
