@@ -9,8 +9,7 @@ import { NibbleError } from "../errors.ts";
 import type { Manifest } from "../export/model-folder.ts";
 import { openGraph } from "../export/open-graph.ts";
 import type { FolderSource } from "../files.ts";
-import { type ElementType, elementSize } from "../onnx/graph.ts";
-import type { Ort } from "../onnx/ort.ts";
+import { type Ort, typedArray } from "../onnx/ort.ts";
 import { BlockForward } from "./block-forward.ts";
 
 /**
@@ -110,14 +109,14 @@ export function emptyCacheFeeds(
     else {
       // caches: the batch is 1, what has a name is empty
       const dims = shape.map((dim, i) => (typeof dim === "number" ? dim : i === 0 ? 1 : 0));
-      const bytes = new ArrayBuffer(dims.reduce((product, dim) => product * dim, 1) * elementSize(type as ElementType));
-      const data =
-        type === "float32"
-          ? new Float32Array(bytes)
-          : type === "float16"
-            ? new Uint16Array(bytes)
-            : new Uint8Array(bytes);
-      feeds[name] = new ort.Tensor(type, data, dims);
+      feeds[name] = new ort.Tensor(
+        type,
+        typedArray(
+          type,
+          dims.reduce((product, dim) => product * dim, 1),
+        ),
+        dims,
+      );
     }
   }
   return feeds;

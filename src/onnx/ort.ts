@@ -1,5 +1,6 @@
 /** ONNX Runtime as it is handed in: onnxruntime-node in Node, onnxruntime-web in a page. */
 import type { InferenceSession, Tensor } from "onnxruntime-common";
+import { NibbleError } from "../errors.ts";
 
 /** What of the module the core uses. */
 export interface Ort {
@@ -8,4 +9,27 @@ export interface Ort {
     create(path: string, options?: InferenceSession.SessionOptions): Promise<InferenceSession>;
   };
   readonly Tensor: new (type: Tensor.Type, data: Tensor.DataType, dims: readonly number[]) => Tensor;
+}
+
+/** The typed array that ONNX Runtime's JavaScript API takes for an element type; float16 as bit patterns. */
+export function typedArray(type: Tensor.Type, length: number): Tensor.DataType {
+  switch (type) {
+    case "float32":
+      return new Float32Array(length);
+    case "float16":
+      return new Uint16Array(length);
+    case "float64":
+      return new Float64Array(length);
+    case "int64":
+      return new BigInt64Array(length);
+    case "int32":
+      return new Int32Array(length);
+    case "int8":
+      return new Int8Array(length);
+    case "uint8":
+    case "bool":
+      return new Uint8Array(length);
+    default:
+      throw new NibbleError("unsupported", `A tensor of type ${type}: no model input that Nibble fills has this type.`);
+  }
 }

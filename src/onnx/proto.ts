@@ -2,7 +2,7 @@
  * The part of onnx.proto (ONNX IR version 10) that Nibble reads and writes, as a schema for @bufbuild/protobuf, which
  * does the encoding by reflection: no generated code and no eval, so it runs under a strict CSP.
  */
-import { create, createFileRegistry, type DescMessage, fromBinary, type Message, toBinary } from "@bufbuild/protobuf";
+import { create, createFileRegistry, type DescMessage, fromBinary, toBinary } from "@bufbuild/protobuf";
 import {
   FileDescriptorProtoSchema,
   FieldDescriptorProto_Label as Label,
@@ -162,7 +162,15 @@ export function encodeModel(model: ModelProto): Uint8Array {
   return toBinary(modelDesc, create(modelDesc, model as never));
 }
 
-/** The bytes of an .onnx file as a model; fields outside the schema are ignored. */
+/** The bytes of an .onnx file as a model of plain objects; fields outside the schema are ignored. */
 export function decodeModel(bytes: Uint8Array): ModelProto {
-  return fromBinary(modelDesc, bytes) as Message as unknown as ModelProto;
+  return plain(fromBinary(modelDesc, bytes)) as ModelProto;
+}
+
+/** Messages without their type tags, so that parts of one can be put into another and encoded again. */
+function plain(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(plain);
+  if (typeof value !== "object" || value === null || value instanceof Uint8Array) return value;
+  const entries = Object.entries(value).filter(([key]) => !key.startsWith("$"));
+  return Object.fromEntries(entries.map(([key, field]) => [key, plain(field)]));
 }
