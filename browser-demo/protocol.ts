@@ -6,8 +6,11 @@ export interface QuantizeRequest {
   readonly name: string;
   readonly files: ReadonlyMap<string, File>;
   readonly method: "rtn" | "gptq" | "awq";
-  readonly bits: 4 | 8;
+  readonly bits: 4;
   readonly groupSize: number;
+  /** Calibration text; not read by `rtn`. */
+  readonly texts: readonly string[];
+  readonly ortUrl: string;
 }
 
 export interface QuantizeEvent {

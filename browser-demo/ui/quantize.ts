@@ -1,6 +1,8 @@
 /** Quantize in the page: a dropped checkpoint becomes a 4-bit model here, with the same code that Node runs. */
-import { engine, load, refreshStored } from "../app.ts";
-import type { QuantizeEvent, QuantizeRequest } from "../protocol.ts";
+import { NibbleError } from "../../src/errors.ts";
+import { EngineWorker } from "../../src/web/client.ts";
+import { load, ortUrl, refreshStored, startWorker } from "../app.ts";
+import type { PageMethods, QuantizeEvent, QuantizeRequest } from "../protocol.ts";
 import { announce, el, icon } from "./dom.ts";
 import { bytes } from "./format.ts";
 import { folderDrop } from "./models.ts";
@@ -10,6 +12,14 @@ const methods: Readonly<Record<QuantizeRequest["method"], string>> = {
   awq: "AWQ: scales what matters, uses the calibration text",
   rtn: "Round to nearest: fastest, no calibration",
 };
+
+/** The calibration text that ships with the page. */
+async function defaultText(): Promise<string> {
+  const response = await fetch(new URL("calibration.txt", document.baseURI));
+  if (!response.ok)
+    throw new NibbleError("not_found", "The page's calibration text could not be fetched; choose a text file.");
+  return response.text();
+}
 
 export function quantizeView(): HTMLElement {
   let folder: { name: string; files: ReadonlyMap<string, File> } | undefined;
@@ -24,6 +34,7 @@ export function quantizeView(): HTMLElement {
     { name: "group" },
     ...[32, 64, 128].map((size) => el("option", { value: String(size) }, String(size))),
   );
+  const calibration = el("input", { type: "file", accept: ".txt,text/plain", name: "calibration" });
   const chosen = el("p", { class: "hint" }, "No folder chosen yet.");
   const start = el("button", { type: "submit", class: "button primary", disabled: true }, icon("squeeze"), "Quantize");
   const stop = el("button", { type: "button", class: "button", hidden: true }, "Stop");
@@ -55,8 +66,10 @@ export function quantizeView(): HTMLElement {
   );
 
   const onEvent = (event: QuantizeEvent) => {
-    title.textContent = event.stage;
-    bar.value = event.total > 0 ? event.done / event.total : 0;
+    if (event.total > 0) {
+      title.textContent = event.stage;
+      bar.value = event.done / event.total;
+    }
     if (event.layer) {
       table.hidden = false;
       const { name, error } = event.layer;
@@ -72,15 +85,20 @@ export function quantizeView(): HTMLElement {
     progress.hidden = false;
     rows.replaceChildren();
     outcome.replaceChildren();
+    // A worker of its own: the chat's model stays open, and all memory goes back at the end.
+    const worker = new EngineWorker<PageMethods>(startWorker);
     try {
+      const own = calibration.files?.[0];
       const request: QuantizeRequest = {
         name: folder.name,
         files: folder.files,
         method: method.value as QuantizeRequest["method"],
         bits: 4,
         groupSize: Number(group.value),
+        texts: method.value === "rtn" ? [] : [own ? await own.text() : await defaultText()],
+        ortUrl,
       };
-      const { id, storedBytes } = await engine.rpc.call("quantize", request, { onEvent, signal: control.signal });
+      const { id, storedBytes } = await worker.rpc.call("quantize", request, { onEvent, signal: control.signal });
       const open = () => {
         void load({ kind: "stored", id }, id);
         location.hash = "chat";
@@ -98,6 +116,7 @@ export function quantizeView(): HTMLElement {
       if (!control.signal.aborted)
         outcome.replaceChildren(el("div", { class: "notice", role: "alert" }, el("p", {}, (error as Error).message)));
     }
+    worker.terminate();
     progress.hidden = true;
     stop.hidden = true;
     start.disabled = false;
@@ -112,6 +131,7 @@ export function quantizeView(): HTMLElement {
       { class: "grid-2" },
       el("label", { class: "field" }, el("span", {}, "Method"), method),
       el("label", { class: "field" }, el("span", {}, "Group size"), group),
+      el("label", { class: "field" }, el("span", {}, "Calibration text, instead of the one that ships"), calibration),
     ),
     chosen,
     el("div", { class: "row" }, start, stop),

@@ -4,7 +4,8 @@
  */
 import { sha256 } from "@noble/hashes/sha2.js";
 import { NibbleError } from "../errors.ts";
-import type { FolderSource } from "../files.ts";
+import { MANIFEST, type Manifest } from "../export/model-folder.ts";
+import { type FolderSource, readText } from "../files.ts";
 import { type BlobFolder, fileHandle, handleFolder, listFiles, openSink, storageError, subfolder } from "./opfs.ts";
 import type { RemoteFile, RemoteModel } from "./remote.ts";
 
@@ -97,13 +98,14 @@ export class ModelStore {
     return (await subfolder(this.root, slug(id), true))!;
   }
 
-  /** Records files that were written below `directory(id)/files` by something else. */
+  /** Records a model folder, nibble.json included, that was written below `directory(id)/files` by something else. */
   async adopt(id: string, origin: string): Promise<StoredModel> {
     const files = (await subfolder(this.root, `${slug(id)}/files`, true))!;
+    const manifest = JSON.parse(await readText(handleFolder(files, id), MANIFEST)) as Manifest;
     const entries: [string, FileRecord][] = [];
     for (const path of await listFiles(files)) {
       const { size } = await (await fileHandle(files, path))!.getFile();
-      entries.push([path, { path, sizeBytes: size, done: true }]);
+      entries.push([path, { path, sizeBytes: size, sha256: manifest.files[path]?.sha256, done: true }]);
     }
     const record = { id, origin, savedAt: Date.now(), files: Object.fromEntries(entries) };
     await this.write(record);
@@ -273,7 +275,7 @@ export class ModelStore {
       storedBytes,
       sizeBytes: files.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
       complete: files.every(({ done }) => done),
-      verified: files.every(({ done, sha256: hash, path }) => done && (hash !== undefined || path === "nibble.json")),
+      verified: files.every(({ done, sha256: hash, path }) => done && (hash !== undefined || path === MANIFEST)),
       savedAt: record.savedAt,
     };
   }

@@ -1,0 +1,242 @@
+/**
+ * The integer twin of a graph with MatMulNBits, for ONNX Runtime's WASM provider, whose 4-bit kernel unpacks to float32
+ * at every call. Made once from the same download:
+ *
+ *   W (rows, cols)     codes and group scales -> int8 with one scale per row, stored (cols, rows) for MatMulInteger
+ *   x (.., cols)       per token: s = max|x| / 127, u = round(x / s) + 128 as uint8
+ *   y (.., rows)       (u - 128) W8, times s, times the row's scale
+ *
+ * One scale per token, made of plain operators: the stock DynamicQuantizeLinear takes one per tensor and costs ten times
+ * the drift. uint8 by int8: int8 by int8 has no fast kernel in WASM.
+ */
+import { NibbleError } from "../errors.ts";
+import type { ByteSink } from "../files.ts";
+import type { AttributeProto, ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
+import { f16ToF32 } from "../tensor/dtypes.ts";
+import { unpackMatrix } from "../tensor/pack.ts";
+import { dequantize } from "../tensor/quantized.ts";
+
+const INT8_MAX = 127;
+const UINT8_ZERO = 128;
+/** A token of zeros has no scale; this one keeps its codes at zero. */
+const SMALLEST_MAX = 1e-20;
+/** ONNX Runtime maps external tensors; 64 keeps every vector load aligned. */
+const ALIGNMENT = 64;
+/** TensorProto.DataType */
+const FLOAT = 1;
+const UINT8 = 2;
+const INT8 = 3;
+const INT64 = 7;
+const FLOAT16 = 10;
+
+export interface IntegerGraphIo {
+  /** The bytes of an initializer, wherever the file keeps them. */
+  read(tensor: TensorProto): Promise<Uint8Array>;
+  /** Where large tensors of the new graph go, the ones that stay as they are included: one file serves it. */
+  readonly sink: ByteSink;
+  /** The name of that file beside the new graph. */
+  readonly location: string;
+  readonly onMatrix?: (done: number, total: number) => void;
+}
+
+/** The same model with every MatMulNBits replaced; `model` is left as it is. */
+export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Promise<ModelProto> {
+  const { graph } = model;
+  const initializers = new Map(graph.initializer.map((tensor) => [tensor.name!, tensor]));
+  const makers = new Map(graph.node.flatMap((node) => node.output.map((name) => [name, node] as const)));
+  const data = new DataFile(io);
+  const added = new Map<string, TensorProto>();
+  const tokens = new Map<string, QuantizedTokens>();
+  const total = graph.node.filter(({ opType }) => opType === "MatMulNBits").length;
+  let done = 0;
+
+  const constant = async (name: string): Promise<{ tensor: TensorProto; bytes: Uint8Array }> => {
+    const maker = makers.get(name);
+    // fp16 scales lie behind a Cast to the activations' type
+    const tensor = initializers.get(maker?.opType === "Cast" ? maker.input[0] : name);
+    if (!tensor) throw new NibbleError("unsupported", `${name}: a MatMulNBits weight that is computed at run time.`);
+    return { tensor, bytes: await io.read(tensor) };
+  };
+  const floats = async (name: string): Promise<Float32Array> => {
+    const { tensor, bytes } = await constant(name);
+    const aligned = bytes.slice();
+    if (tensor.dataType === FLOAT) return new Float32Array(aligned.buffer);
+    if (tensor.dataType === FLOAT16) return f16ToF32(new Uint16Array(aligned.buffer));
+    throw new NibbleError(
+      "unsupported",
+      `${name}: scales of ONNX type ${tensor.dataType}; float32 or float16 is known.`,
+    );
+  };
+
+  const node: NodeProto[] = [];
+  for (const original of graph.node) {
+    if (original.opType !== "MatMulNBits") {
+      node.push(original);
+      continue;
+    }
+    const [x, codes, scales, zeros, , bias] = original.input;
+    const shape = {
+      rows: attribute(original, "N"),
+      cols: attribute(original, "K"),
+      bits: attribute(original, "bits"),
+      groupSize: attribute(original, "block_size"),
+    };
+    const weight = `${codes}/int8`;
+    if (!added.has(weight)) {
+      const zeroBytes = zeros ? (await constant(zeros)).bytes : undefined;
+      const matrix = unpackMatrix(shape, (await constant(codes)).bytes, await floats(scales), zeroBytes);
+      const { values, rowScales } = toInt8Columns(dequantize(matrix), shape.rows, shape.cols);
+      const dims = [BigInt(shape.cols), BigInt(shape.rows)];
+      added.set(weight, await data.append({ name: weight, dataType: INT8, dims }, new Uint8Array(values.buffer)));
+      const scaleHead = { name: `${weight}/scales`, dataType: FLOAT, dims: [BigInt(shape.rows)] };
+      added.set(`${weight}/scales`, await data.append(scaleHead, new Uint8Array(rowScales.buffer)));
+    }
+    let quantized = tokens.get(x);
+    if (!quantized) {
+      quantized = quantizeTokens(x, added);
+      tokens.set(x, quantized);
+      node.push(...quantized.nodes);
+    }
+    node.push(...multiply(original, quantized, weight, bias));
+    io.onMatrix?.(++done, total);
+  }
+
+  const live = withoutUnused(
+    node,
+    graph.output.map(({ name }) => name),
+  );
+  const used = new Set(live.flatMap(({ input }) => input));
+  const kept: TensorProto[] = [];
+  for (const tensor of graph.initializer) {
+    if (!used.has(tensor.name!)) continue;
+    kept.push(tensor.dataLocation === 1 ? await data.append(headOf(tensor), await io.read(tensor)) : tensor);
+  }
+  return { ...model, graph: { ...graph, node: live, initializer: [...kept, ...added.values()] } };
+}
+
+/** (rows, cols) floats -> (cols, rows) int8 and a scale per row. */
+export function toInt8Columns(
+  values: Float32Array,
+  rows: number,
+  cols: number,
+): { values: Int8Array<ArrayBuffer>; rowScales: Float32Array<ArrayBuffer> } {
+  const out = new Int8Array(rows * cols);
+  const rowScales = new Float32Array(rows);
+  for (let row = 0; row < rows; row++) {
+    let max = 0;
+    for (let col = 0; col < cols; col++) max = Math.max(max, Math.abs(values[row * cols + col]));
+    const scale = Math.fround(max / INT8_MAX);
+    rowScales[row] = scale;
+    if (scale === 0) continue;
+    for (let col = 0; col < cols; col++) out[col * rows + row] = Math.round(values[row * cols + col] / scale);
+  }
+  return { values: out, rowScales };
+}
+
+interface QuantizedTokens {
+  /** uint8 codes, and their scales (.., 1) */
+  readonly codes: string;
+  readonly scales: string;
+  readonly nodes: readonly NodeProto[];
+}
+
+/** The nodes that round an activation; every matrix that reads it shares them. */
+function quantizeTokens(x: string, added: Map<string, TensorProto>): QuantizedTokens {
+  const scalar = (name: string, value: number) => {
+    added.set(name, { name, dataType: FLOAT, dims: [], rawData: new Uint8Array(Float32Array.of(value).buffer) });
+    return name;
+  };
+  const last = "int8/last";
+  added.set(last, { name: last, dataType: INT64, dims: [1n], rawData: new Uint8Array(BigInt64Array.of(-1n).buffer) });
+  const zero = "int8/zero";
+  added.set(zero, { name: zero, dataType: UINT8, dims: [], rawData: Uint8Array.of(UINT8_ZERO) });
+  const at = (part: string) => `${x}/int8/${part}`;
+  const step = (opType: string, input: string[], part: string, attributes: AttributeProto[] = []): NodeProto => ({
+    opType,
+    name: at(opType),
+    input,
+    output: [at(part)],
+    attribute: attributes,
+  });
+  return {
+    codes: at("codes"),
+    scales: at("scales"),
+    nodes: [
+      step("Abs", [x], "abs"),
+      step("ReduceMax", [at("abs"), last], "max", [int("keepdims", 1)]),
+      step("Max", [at("max"), scalar("int8/smallest", SMALLEST_MAX)], "bound"),
+      step("Mul", [at("bound"), scalar("int8/step", 1 / INT8_MAX)], "scales"),
+      step("Div", [x, at("scales")], "divided"),
+      step("Round", [at("divided")], "rounded"),
+      step("Add", [at("rounded"), scalar("int8/offset", UINT8_ZERO)], "shifted"),
+      step("Cast", [at("shifted")], "codes", [int("to", UINT8)]),
+    ],
+  };
+}
+
+/** The product of rounded tokens and a matrix, back in floats under the original's name. */
+function multiply(original: NodeProto, { codes, scales }: QuantizedTokens, weight: string, bias?: string): NodeProto[] {
+  const [y] = original.output;
+  const at = (part: string) => `${y}/int8/${part}`;
+  const node = (opType: string, input: string[], output: string, attributes: AttributeProto[] = []): NodeProto => ({
+    opType,
+    name: `${output}/${opType}`,
+    input,
+    output: [output],
+    attribute: attributes,
+  });
+  const product = bias ? at("product") : y;
+  const nodes = [
+    node("MatMulInteger", [codes, weight, "int8/zero"], at("sums")),
+    node("Cast", [at("sums")], at("floats"), [int("to", FLOAT)]),
+    node("Mul", [at("floats"), scales], at("perToken")),
+    node("Mul", [at("perToken"), `${weight}/scales`], product),
+  ];
+  return bias ? [...nodes, node("Add", [product, bias], y)] : nodes;
+}
+
+/** Nodes that something still reads, in their order. */
+function withoutUnused(nodes: readonly NodeProto[], outputs: readonly string[]): NodeProto[] {
+  const needed = new Set(outputs);
+  const live: NodeProto[] = [];
+  for (const node of [...nodes].reverse()) {
+    if (!node.output.some((name) => needed.has(name))) continue;
+    for (const name of node.input) needed.add(name);
+    live.push(node);
+  }
+  return live.reverse();
+}
+
+function int(name: string, value: number): AttributeProto {
+  return { name, type: 2, i: BigInt(value) };
+}
+
+function attribute(node: NodeProto, name: string): number {
+  const value = node.attribute.find((one) => one.name === name)?.i;
+  if (value === undefined) throw new NibbleError("bad_file", `${node.name}: MatMulNBits without ${name}.`);
+  return Number(value);
+}
+
+function headOf({ name, dataType, dims }: TensorProto): TensorProto {
+  return { name, dataType, dims };
+}
+
+/** The data file of the new graph, front to back. */
+class DataFile {
+  private offset = 0;
+
+  constructor(private readonly io: IntegerGraphIo) {}
+
+  async append(head: TensorProto, bytes: Uint8Array): Promise<TensorProto> {
+    const start = Math.ceil(this.offset / ALIGNMENT) * ALIGNMENT;
+    if (start > this.offset) await this.io.sink.write(new Uint8Array(start - this.offset));
+    await this.io.sink.write(bytes);
+    this.offset = start + bytes.byteLength;
+    const externalData = [
+      { key: "location", value: this.io.location },
+      { key: "offset", value: String(start) },
+      { key: "length", value: String(bytes.byteLength) },
+    ];
+    return { ...head, dataLocation: 1, externalData };
+  }
+}
