@@ -7,7 +7,7 @@ import { type ByteSource, type FolderSource, readAll, readText } from "../files.
 import { type FloatTensor, sizeOf } from "../tensor/dtypes.ts";
 import type { Checkpoint, SourceFile, TensorInfo } from "./checkpoint.ts";
 import { isJsonObject, type JsonObject, parseJsonObject } from "./json.ts";
-import { checkFinite, readFloats, sourceFile } from "./read-floats.ts";
+import { checkFinite, checkRows, readFloats, sourceFile } from "./read-floats.ts";
 import { readSafetensorsHeader, type SafetensorsTensor } from "./safetensors.ts";
 import { textPart } from "./text-part.ts";
 
@@ -81,7 +81,11 @@ export function floatReaders(
       if (shape.length > 0) return rows(name, 0, shape[0], shape);
       return { shape, data: (await rows(name, 0, 1, [1])).data }; // a scalar
     },
-    readRows: async (name, start, end) => rows(name, start, end, infoOf(name).shape),
+    readRows: async (name, start, end) => {
+      const { shape } = infoOf(name);
+      checkRows(shape, start, end, where, name);
+      return rows(name, start, end, shape);
+    },
   };
 }
 

@@ -37,6 +37,12 @@ export function checkFinite(values: Float32Array, where: string, name: string): 
   }
 }
 
+/** `bad_option` unless start .. end are rows of the tensor: the bytes beyond belong to another one. */
+export function checkRows(shape: readonly number[], start: number, end: number, where: string, name: string): void {
+  if (start >= 0 && start <= end && end <= shape[0]) return;
+  throw new NibbleError("bad_option", `${where}: tensor "${name}" [${shape}] has no rows ${start} to ${end}.`);
+}
+
 /** A source for the manifest; its hash is taken when somebody asks. */
 export function sourceFile(name: string, source: ByteSource): SourceFile {
   return { name, sizeBytes: source.sizeBytes, sha256: () => hashSource(source) };
