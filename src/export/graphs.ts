@@ -65,12 +65,13 @@ export interface BlockGraph {
 
 /**
  * One block by itself: hidden_states (batch, seq, hidden) and attention_mask in, "output" out; `taps` adds the input of
- * every linear as an output named "tap.<first linear of the site>". Starts from an empty cache.
+ * every linear as an output named "tap.<first linear of the site>"; `fused: false` keeps operators that have backward
+ * rules. Starts from an empty cache.
  */
 export function blockGraph(
   { arch, config }: Model,
   layer: number,
-  options: ModelBuilderOptions & { readonly taps?: boolean },
+  options: ModelBuilderOptions & { readonly taps?: boolean; readonly fused?: boolean },
 ): BlockGraph {
   const g = new Graph(`${config.modelType}.block`);
   const m = new ModelBuilder(g, options);
@@ -79,7 +80,7 @@ export function blockGraph(
   m.attentionMask();
   const output = g.output(arch.block(m, input, layer, config), "output");
   if (options.taps) for (const site of m.sites) g.output(site.input, `tap.${site.linears[0]}`);
-  fuse(g);
+  if (options.fused ?? true) fuse(g);
   return { graph: g, builder: m, input, output };
 }
 

@@ -24,7 +24,7 @@ function elementwise(opType: string) {
 }
 
 function unary(opType: string) {
-  return (g: Graph, x: Value): Value => g.node(opType, [x], [x.type ? { type: x.type, shape: x.shape } : x])[0];
+  return (g: Graph, x: Value): Value => g.node(opType, [x], [{ type: x.type, shape: x.shape }])[0];
 }
 
 export const add = elementwise("Add");
@@ -43,6 +43,8 @@ export const sqrt = unary("Sqrt");
 export const exp = unary("Exp");
 export const log = unary("Log");
 export const abs = unary("Abs");
+export const sign = unary("Sign");
+export const erf = unary("Erf");
 export const identity = unary("Identity");
 
 export function bitShiftRight(g: Graph, x: Value, by: Value): Value {
@@ -203,6 +205,18 @@ export function reduceSum(g: Graph, x: Value, axis: number, keepDims = false): V
   return g.node("ReduceSum", [x, g.ints([at])], [{ type: x.type, shape }], {
     attributes: { keepdims: Number(keepDims) },
   })[0];
+}
+
+/** Mean over one axis, which stays with size 1. */
+export function reduceMean(g: Graph, x: Value, axis: number): Value {
+  const at = axis < 0 ? x.shape.length + axis : axis;
+  return g.node("ReduceMean", [x, g.ints([at])], [{ type: x.type, shape: x.shape.with(at, 1) }])[0];
+}
+
+/** The elements of x in the shape of `like`. */
+export function reshapeLike(g: Graph, x: Value, like: Value): Value {
+  const [shape] = g.node("Shape", [like], [{ type: "int64", shape: [like.shape.length] }]);
+  return g.node("Reshape", [x, shape], [{ type: x.type, shape: like.shape }])[0];
 }
 
 export function where(g: Graph, condition: Value, a: Value, b: Value): Value {
