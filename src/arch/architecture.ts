@@ -24,11 +24,16 @@ export interface DecoderConfig {
 
 /**
  * A place where a per-channel factor can move without changing the function: divided out of the rows (or the gain)
- * of `from`, multiplied into the columns of every linear of `to`. AWQ and SmoothQuant use these.
+ * of `from` and out of its bias where it has one, multiplied into the columns of every linear of `to`. AWQ and
+ * SmoothQuant use these; `foldScales` (scaling.ts) does the arithmetic.
  */
 export interface ScalingGroup {
-  /** A norm's gain, or the linear whose output channels feed `to` linearly (v for o, up for down). */
-  readonly from: { readonly norm: string } | { readonly linear: string };
+  /**
+   * A norm, or the linear whose output channels feed `to` linearly (v for o, up for down). The norm multiplies by
+   * `gainOffset` (default 0) plus its stored weight: Gemma stores gains minus 1.
+   */
+  readonly from: { readonly norm: string; readonly gainOffset?: number } | { readonly linear: string };
+  /** Everything that reads these channels; a mixture's router, which stays float, among them. */
   readonly to: readonly string[];
   /**
    * o after v under grouped-query attention: channel c of `to` comes from channel source(c) of `from`, several to one.

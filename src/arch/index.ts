@@ -3,13 +3,38 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
 import type { Architecture, DecoderConfig } from "./architecture.ts";
 import { ConfigReader } from "./config.ts";
+import { gemma2 } from "./gemma2.ts";
+import { gemma3 } from "./gemma3.ts";
+import { gptNeox } from "./gpt-neox.ts";
+import { gpt2 } from "./gpt2.ts";
+import { granite } from "./granite.ts";
 import { llama } from "./llama.ts";
 import { mistral } from "./mistral.ts";
+import { olmo2 } from "./olmo2.ts";
+import { phi } from "./phi.ts";
+import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
 import { qwen3 } from "./qwen3.ts";
+import { smollm3 } from "./smollm3.ts";
+import { stablelm } from "./stablelm.ts";
 
 /** Each file's config type is its own business: a config only ever meets the architecture that read it. */
-const architectures = [llama, mistral, qwen2, qwen3] as unknown as readonly Architecture[];
+const architectures = [
+  llama,
+  mistral,
+  qwen2,
+  qwen3,
+  gemma2,
+  gemma3,
+  phi3,
+  smollm3,
+  olmo2,
+  granite,
+  stablelm,
+  phi,
+  gptNeox,
+  gpt2,
+] as unknown as readonly Architecture[];
 
 /** Every `model_type` that can be loaded. */
 export const modelTypes: readonly string[] = architectures.flatMap((architecture) => architecture.modelTypes).sort();

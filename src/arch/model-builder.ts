@@ -57,10 +57,10 @@ export interface ModelBuilderOptions {
   readonly weightInputName?: (tensor: string) => string;
 }
 
-export type Activation = "silu" | "gelu" | "gelu_new" | "gelu_pytorch_tanh" | "relu";
+/** hidden_act spellings of config.json; gelu_new, gelu_fast and gelu_pytorch_tanh are one function. */
+export const ACTIVATIONS = ["silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"] as const;
 
-/** hidden_act spellings of config.json. */
-export const ACTIVATIONS: readonly Activation[] = ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"];
+export type Activation = (typeof ACTIVATIONS)[number];
 
 export class ModelBuilder {
   readonly weights: Weights;
@@ -142,6 +142,36 @@ export class ModelBuilder {
     const headDim = (x.shape[2] as number) / heads;
     const split = ops.reshape(this.g, x, [0, 0, heads, headDim], [x.shape[0], x.shape[1], heads, headDim]);
     return ops.reshape(this.g, this.rmsNorm(split, name, epsilon, { offset }), [0, 0, -1], x.shape);
+  }
+
+  /**
+   * LayerNorm of each head by itself: `names` has one gain (headDim) for all heads (Phi), or one for each (StableLM 2).
+   */
+  headLayerNorm(x: Value, names: readonly string[], heads: number, epsilon: number): Value {
+    const { g } = this;
+    const headDim = (x.shape[2] as number) / heads;
+    const split = ops.reshape(g, x, [0, 0, heads, headDim], [x.shape[0], x.shape[1], heads, headDim]);
+    const together = (value: Value) => ops.reshape(g, value, [0, 0, -1], x.shape);
+    if (names.length === 1) return together(this.layerNorm(split, names[0], epsilon));
+    const perHead = (part: "weight" | "bias") =>
+      ops.reshape(
+        g,
+        ops.concat(
+          g,
+          names.map((name) => this.tensor(`${name}.${part}`)),
+          0,
+        ),
+        [heads, headDim],
+        [heads, headDim],
+      );
+    const ones = g.initializer(
+      `ones/${headDim}`,
+      this.activations,
+      [headDim],
+      this.toBytes(new Float32Array(headDim).fill(1)),
+    );
+    const scaled = this.mul(ops.layerNormalization(g, split, ones, undefined, epsilon), perHead("weight"));
+    return together(this.weights.has(`${names[0]}.bias`) ? this.add(scaled, perHead("bias")) : scaled);
   }
 
   /** x Wᵀ (+ bias where the checkpoint has `name.bias`): (..., inFeatures) -> (..., outFeatures) */
@@ -229,10 +259,12 @@ export class ModelBuilder {
   activation(x: Value, kind: Activation): Value {
     switch (kind) {
       case "silu":
+      case "swish":
         return ops.quickGelu(this.g, x, 1);
       case "gelu":
         return ops.gelu(this.g, x, "none");
       case "gelu_new":
+      case "gelu_fast":
       case "gelu_pytorch_tanh":
         return ops.gelu(this.g, x, "tanh");
       case "relu":

@@ -30,6 +30,8 @@ export interface RopeOptions {
   /** Where the config leaves it out; transformers' default is 10000. */
   readonly theta?: number;
   readonly thetaKey?: string;
+  /** GPT-NeoX: rotary_pct */
+  readonly partialKey?: string;
   /** Share of the head that is rotated where the config leaves it out. */
   readonly partial?: number;
   readonly maxPositions: number;
@@ -78,7 +80,7 @@ function baseFrequencies(theta: number, rotaryDim: number): Float32Array {
 }
 
 function readParameters(config: ConfigReader, options: RopeOptions): RopeParameters {
-  const { thetaKey = "rope_theta", layerType } = options;
+  const { thetaKey = "rope_theta", partialKey = "partial_rotary_factor", layerType } = options;
   const whole = config.value("rope_parameters") as Record<string, unknown> | undefined;
   const modern = (layerType && whole?.[layerType] ? whole[layerType] : whole) as Record<string, unknown> | undefined;
   const classic = config.value("rope_scaling") as Record<string, unknown> | undefined;
@@ -86,9 +88,8 @@ function readParameters(config: ConfigReader, options: RopeOptions): RopeParamet
   const known = new Set(["rope_theta", "partial_rotary_factor", "rope_type", "type"]);
   const theta = (modern?.rope_theta as number | undefined) ?? config.number(thetaKey, options.theta ?? 10000);
   const partial =
-    (modern?.partial_rotary_factor as number | undefined) ??
-    config.number("partial_rotary_factor", options.partial ?? 1);
-  config.ignore(thetaKey);
+    (modern?.partial_rotary_factor as number | undefined) ?? config.number(partialKey, options.partial ?? 1);
+  config.ignore(thetaKey, partialKey);
   const type = String(given.rope_type ?? given.type ?? "default");
   const number = (key: string, fallback?: number): number => {
     known.add(key);
