@@ -49,15 +49,15 @@ export async function searchFold(
   const { H } = statistics;
   const cols = source.length;
   const samples = matrices.map((matrix) => sampleOf(matrix, sampleRows));
+  const diagonal = Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)]);
+  const H32 = new Float32Array(H);
   const lossWith = async (scales: Float64Array) => {
-    const scaledH = foldedMoment(H, source, scales);
-    const importance = Float64Array.from({ length: cols }, (_, c) => scaledH[c * (cols + 1)]);
-    const H32 = Float32Array.from(scaledH);
+    const importance = diagonal.map((h, c) => h / scales[source[c]] ** 2);
     let loss = 0;
     for (const sample of samples) {
-      const folded = foldColumns(sample, source, scales);
-      const D = dequantize(rtnMatrix(folded, spec, rule, importance));
-      for (let i = 0; i < D.length; i++) D[i] = folded.data[i] - D[i];
+      // the error as unfolded inputs meet it: (W diag(t) - Ŵ) diag(1/t)
+      const D = unfoldedValues(rtnMatrix(foldColumns(sample, source, scales), spec, rule, importance), source, scales);
+      for (let i = 0; i < D.length; i++) D[i] = sample.data[i] - D[i];
       const DH = await products.f32(D, H32, { m: sample.rows, k: cols, n: cols });
       for (let i = 0; i < D.length; i++) loss += D[i] * DH[i];
     }
@@ -104,8 +104,9 @@ export function foldedMoment(H: Float64Array, source: Int32Array, scales: Float6
 export function unfoldedValues(quantized: QuantizedMatrix, source: Int32Array, scales: Float64Array): Float32Array {
   const { rows, cols } = quantized;
   const values = dequantize(quantized);
+  const inverse = Float64Array.from(source, (channel) => 1 / scales[channel]);
   for (let row = 0; row < rows; row++) {
-    for (let c = 0; c < cols; c++) values[row * cols + c] /= scales[source[c]];
+    for (let c = 0; c < cols; c++) values[row * cols + c] *= inverse[c];
   }
   return values;
 }

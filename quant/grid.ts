@@ -109,7 +109,7 @@ function judge(
 }
 
 /** Fractions of the group's range that a search tries: clipping a tail buys a finer step for everything else. */
-const SHRINK = [1, 0.93, 0.86, 0.79, 0.72, 0.64];
+const SHRINK = [1, 0.9, 0.8, 0.7, 0.6, 0.5];
 /** Alternations of rounding and refitting after the search; more change nothing measurable. */
 const POLISH_STEPS = 2;
 
@@ -156,10 +156,14 @@ export const searchGrid: GridRule = (w, start, end, importance, column, spec, gr
       const scale = ((max - min) / levels) * shrink;
       // the range holds `excess` steps more than there are levels: clip them off one end, the other, or both
       const excess = (max - min) / scale - levels;
-      const middle = roundEven(-min / scale - excess / 2);
-      const reach = Math.max(1, Math.ceil(excess / 2));
-      for (let zero = middle - reach; zero <= middle + reach; zero++) {
-        if (zero >= 0 && zero <= levels) consider(scale, zero);
+      const middle = Math.max(0, Math.min(levels, roundEven(-min / scale - excess / 2)));
+      consider(scale, middle);
+    }
+    // from the best of these, move the zero point as long as that helps, the scale refitted each time
+    for (const step of [1, -1]) {
+      for (let zero = candidate.zero + step; zero >= 0 && zero <= levels; zero += step) {
+        consider(candidate.scale, zero);
+        if (candidate.zero !== zero) break;
       }
     }
   }

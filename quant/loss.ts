@@ -24,8 +24,8 @@ export async function rowLosses(
   const D = dequantize(quantized);
   for (let i = 0; i < D.length; i++) D[i] = W.data[i] - D[i];
   const shape = { m: rows, k: cols, n: cols };
-  const DH = await products.f32(D, Float32Array.from(H), shape);
-  const WdXX = drift && (await products.f32(W.data, Float32Array.from(drift.dXX), shape));
+  const DH = await products.f32(D, new Float32Array(H), shape);
+  const WdXX = drift && (await products.f32(W.data, new Float32Array(drift.dXX), shape));
   const losses = new Float64Array(rows);
   for (let row = 0; row < rows; row++) {
     let loss = 0;
@@ -38,13 +38,11 @@ export async function rowLosses(
   return losses;
 }
 
-/** Mean over all outputs of the squared error, the figure that papers and peers call the layer's loss. */
-export async function meanLoss(
-  W: Matrix,
-  quantized: QuantizedMatrix,
-  H: Float64Array,
-  products: MatrixProducts,
-): Promise<number> {
-  const losses = await rowLosses(W, quantized, H, products);
-  return losses.reduce((sum, loss) => sum + loss, 0) / W.rows;
+/** (rows) mean square of each output feature: W H Wᵀ. */
+export async function rowPowers(W: Matrix, H: Float64Array, products: MatrixProducts): Promise<Float64Array> {
+  const { rows, cols } = W;
+  const WH = await products.f32(W.data, new Float32Array(H), { m: rows, k: cols, n: cols });
+  const powers = new Float64Array(rows);
+  for (let i = 0; i < WH.length; i++) powers[Math.floor(i / cols)] += WH[i] * W.data[i];
+  return powers;
 }

@@ -25,7 +25,7 @@ import { gptqMatrix } from "./gptq.ts";
 import { rangeRule, searchGrid } from "./grid.ts";
 import { quantizeHead } from "./head.ts";
 import { hqqMatrix } from "./hqq.ts";
-import { meanLoss } from "./loss.ts";
+import { rowLosses, rowPowers } from "./loss.ts";
 import { QuantizedModel } from "./quantized-model.ts";
 import type { Recipe } from "./recipes.ts";
 import { decodeLayer, encodeLayer, type LayerRecord, type LayerStore, type LinearRecord } from "./record.ts";
@@ -236,18 +236,20 @@ class SiteWalk {
           }
         : measured;
     started = performance.now();
+    // rows of one site share H and its factorization, so they are quantized as one matrix
+    const whole = stackRows(fold ? matrices.map((m) => foldColumns(m, fold.source, fold.scales)) : matrices);
+    const quantized = await quantizeMatrix(whole, spec, recipe, statistics, tools.products);
+    const errors = statistics && (await relativeErrors(whole, quantized, matrices, statistics.H, tools.products));
+    let row = 0;
     for (const [i, linear] of linears.entries()) {
-      const matrix = fold ? foldColumns(matrices[i], fold.source, fold.scales) : matrices[i];
-      const quantized = await quantizeMatrix(matrix, spec, recipe, statistics, tools.products);
-      const power = statistics ? await outputPower(matrix, statistics.H, tools.products) : 0;
-      const relative = async (candidate: QuantizedMatrix) =>
-        statistics && power > 0 ? (await meanLoss(matrix, candidate, statistics.H, tools.products)) / power : 0;
+      const end = row + matrices[i].rows;
       const entry: LinearRecord = {
-        matrix: quantized,
+        matrix: rowsOf(quantized, row, end),
         columnScales: fold && Float64Array.from(fold.source, (channel) => fold.scales[channel]),
         rowScales: undefined,
-        report: { relativeError: await relative(quantized), foldExponent: fold?.exponent },
+        report: { relativeError: errors?.[i], foldExponent: fold?.exponent },
       };
+      row = end;
       this.record.linears.set(linear, entry);
       if (measured) block.setWeight(`${linear}.weight`, effectiveValues(entry));
     }
@@ -332,10 +334,49 @@ export async function quantizeMatrix(
   return rtnMatrix(matrix, spec, rule, importance);
 }
 
-/** Mean squared output, W H Wᵀ over rows. */
-async function outputPower(W: Matrix, H: Float64Array, products: MatrixProducts): Promise<number> {
-  const WH = await products.f32(W.data, Float32Array.from(H), { m: W.rows, k: W.cols, n: W.cols });
-  let sum = 0;
-  for (let i = 0; i < WH.length; i++) sum += WH[i] * W.data[i];
-  return sum / W.rows;
+/** Each matrix's mean squared output error over its mean squared output; the matrices are stacked in `whole`. */
+async function relativeErrors(
+  whole: Matrix,
+  quantized: QuantizedMatrix,
+  matrices: readonly Matrix[],
+  H: Float64Array,
+  products: MatrixProducts,
+): Promise<number[]> {
+  const losses = await rowLosses(whole, quantized, H, products);
+  const powers = await rowPowers(whole, H, products);
+  let row = 0;
+  return matrices.map(({ rows }) => {
+    const sum = (values: Float64Array) => values.subarray(row, row + rows).reduce((total, value) => total + value, 0);
+    const power = sum(powers);
+    const relative = power > 0 ? sum(losses) / power : 0;
+    row += rows;
+    return relative;
+  });
+}
+
+function stackRows(matrices: readonly Matrix[]): Matrix {
+  const [{ cols, data }] = matrices;
+  if (matrices.length === 1) return matrices[0];
+  const rows = matrices.reduce((sum, matrix) => sum + matrix.rows, 0);
+  const whole = new Float32Array(rows * cols);
+  whole.set(data);
+  let at = data.length;
+  for (const matrix of matrices.slice(1)) {
+    whole.set(matrix.data, at);
+    at += matrix.data.length;
+  }
+  return { rows, cols, data: whole };
+}
+
+/** Rows [start, end) as a matrix of their own. */
+function rowsOf(matrix: QuantizedMatrix, start: number, end: number): QuantizedMatrix {
+  const { rows, cols, codes, scales, zeros } = matrix;
+  const groups = scales.length / rows;
+  return {
+    ...matrix,
+    rows: end - start,
+    codes: codes.slice(start * cols, end * cols),
+    scales: scales.slice(start * groups, end * groups),
+    zeros: zeros?.slice(start * groups, end * groups),
+  };
 }

@@ -23,7 +23,7 @@ export interface LinearRecord {
 
 export interface LinearReport {
   /** Mean squared output error on the calibration inputs over the mean squared output. */
-  readonly relativeError: number;
+  readonly relativeError?: number;
   /** AWQ's exponent, where a fold was found worth it. */
   readonly foldExponent?: number;
 }
