@@ -6,6 +6,7 @@ import { packageFolder } from "../node/package.ts";
 import { exportCommand } from "./export.ts";
 import { inspect } from "./inspect.ts";
 import { list } from "./list.ts";
+import { quantizeCommand } from "./quantize.ts";
 import { rm } from "./rm.ts";
 import { EXIT_USAGE, reportError } from "./run.ts";
 
@@ -15,7 +16,8 @@ const program = new Command("nibble")
   .version(version)
   .showHelpAfterError("(--help says more)");
 
-for (const command of [exportCommand, inspect, list, rm]) program.addCommand(command.copyInheritedSettings(program));
+for (const command of [quantizeCommand, exportCommand, inspect, list, rm])
+  program.addCommand(command.copyInheritedSettings(program));
 for (const command of [program, ...program.commands]) command.exitOverride();
 
 try {

@@ -1,37 +1,46 @@
 /** Export to a folder on disk that appears whole and checked, or not at all. */
-import { resolveModel } from "../arch/index.ts";
-import { floatWeights } from "../arch/weights.ts";
+import { type Model, resolveModel } from "../arch/index.ts";
+import { floatWeights, type Weights } from "../arch/weights.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import { verifyExport } from "../eval/verify.ts";
 import { type ExportInput, type ExportOptions, exportModel, writeManifest } from "../export/export.ts";
-import type { Manifest } from "../export/model-folder.ts";
-import type { FolderSource } from "../files.ts";
+import type { Manifest, ModelDtype } from "../export/model-folder.ts";
+import { cpuOrt } from "./cpu-ort.ts";
 import { nodeSink } from "./folder-sink.ts";
 import { rememberModel } from "./models.ts";
+import type { Quantized } from "./quantize.ts";
 
-export interface ExportFolderOptions extends ExportOptions {
+export interface ExportFolderOptions extends Omit<ExportOptions, "dtype"> {
+  /** Default: fp32, or of the codes' width with float32 activations (q4). */
+  readonly dtype?: ModelDtype;
   /** Replace a model that is there already. */
   readonly overwrite?: boolean;
-  /**
-   * Looks at what was written before it gets its final name: throws `verification` to discard it, returns figures for
-   * nibble.json's "measured".
-   */
-  readonly check?: (written: FolderSource, manifest: Manifest) => Promise<Readonly<Record<string, unknown>>>;
+  /** Held-back windows of token ids to check a float export by; a quantized model brings its own. */
+  readonly heldBack?: readonly (readonly number[])[];
+  readonly threads?: number;
 }
 
-/** Exports a checkpoint as it is, or what a quantizer made of one. */
+/** Exports a checkpoint as it is, or what `quantize` made of one; errors: `verification` where the result is wrong. */
 export async function exportFolder(
-  source: Checkpoint | ExportInput,
+  source: Checkpoint | Quantized,
   folder: string,
-  options: ExportFolderOptions,
+  options: ExportFolderOptions = {},
 ): Promise<Manifest> {
+  const input: ExportInput = "quantized" in source ? source.quantized : asItIs(source);
+  const dtype = options.dtype ?? ("quantized" in source ? containerDtype(source.quantized.plan.bits) : "fp32");
+  const heldBack = "quantized" in source ? source.heldBack : (options.heldBack ?? []);
+  const { signal, onProgress } = options;
   const out = await nodeSink(folder, { overwrite: options.overwrite });
   try {
-    let manifest = await exportModel("weights" in source ? source : asItIs(source), out, options);
-    if (options.check) {
-      manifest = { ...manifest, measured: await options.check(out.written, manifest) };
+    let manifest = await exportModel(input, out, { ...options, dtype });
+    if (heldBack.length > 0) {
+      const ort = cpuOrt(options.threads);
+      const { model, weights } = input;
+      const measured = await verifyExport(ort, out.written, manifest, model, weights, heldBack, { signal, onProgress });
+      manifest = { ...manifest, measured: { ...measured } };
       await writeManifest(out, manifest);
     }
-    options.signal?.throwIfAborted();
+    signal?.throwIfAborted();
     await out.commit();
     await rememberModel(folder);
     return manifest;
@@ -41,7 +50,14 @@ export async function exportFolder(
   }
 }
 
-function asItIs(checkpoint: Checkpoint): ExportInput {
+function asItIs(checkpoint: Checkpoint): { readonly model: Model; readonly weights: Weights } {
   const model = resolveModel(checkpoint);
   return { model, weights: floatWeights(model.checkpoint) };
+}
+
+/** The name of transformers.js for the integers that codes of so many bits are stored in. */
+export function containerDtype(bits: number, activations: "float32" | "float16" = "float32"): ModelDtype {
+  const half = activations === "float16" ? "f16" : "";
+  if (bits <= 2) return `q2${half}`;
+  return bits <= 4 ? `q4${half}` : "int8";
 }

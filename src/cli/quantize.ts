@@ -1,0 +1,68 @@
+/** `nibble quantize`: a checkpoint to a few bits a weight, exported and checked. */
+import { Command, Option } from "commander";
+import type { Drift } from "../eval/drift.ts";
+import { containerDtype, exportFolder } from "../node/export-folder.ts";
+import { openCheckpoint } from "../node/open-checkpoint.ts";
+import { quantize } from "../node/quantize.ts";
+import { readTextFile } from "../node/text-windows.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import { madeLine } from "./export.ts";
+import { type CheckpointFlags, wholeNumber, withCheckpointFlags } from "./options.ts";
+import { type RecipeFlags, recipeOf, withRecipeFlags } from "./recipe.ts";
+import { runCommand } from "./run.ts";
+
+interface QuantizeFlags extends CheckpointFlags, RecipeFlags {
+  readonly output: string;
+  readonly dtype: "q4" | "q4f16";
+  readonly calibration: string;
+  readonly threads?: number;
+  readonly context?: number;
+  readonly force?: boolean;
+}
+
+const command = new Command("quantize")
+  .description("quantize a checkpoint, export it and check the result")
+  .argument("<checkpoint>", "a Hugging Face folder, .gguf, llama2.c .bin, or hub id org/name[@revision]")
+  .requiredOption("-o, --output <dir>", "the folder to make");
+withRecipeFlags(command)
+  .requiredOption(
+    "--calibration <file>",
+    "text to calibrate on and to judge by: .txt, or .jsonl with a text or messages a line",
+  )
+  .addOption(new Option("--dtype <type>", "q4f16 computes in float16").choices(["q4", "q4f16"]).default("q4"))
+  .option("--threads <n>", "CPU threads", wholeNumber)
+  .option("--context <tokens>", "longest text (default: the model's, at most 32768)", wholeNumber)
+  .option("--force", "replace a model that is in that folder");
+
+export const quantizeCommand = withCheckpointFlags(command).action((spec: string, flags: QuantizeFlags) =>
+  runCommand(flags, async ({ output, signal }) => {
+    const recipe = recipeOf(flags);
+    const { threads, adapter } = flags;
+    const common = { threads, signal, onProgress: output.progress };
+    const checkpoint = await openCheckpoint(spec, { adapter, ...common });
+    try {
+      for (const note of checkpoint.notes) output.note(`note: ${note}`);
+      const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
+      const text = await readTextFile(flags.calibration, tokenizer);
+      const quantized = await quantize(checkpoint, recipe, { text, ...common });
+      const manifest = await exportFolder(quantized, flags.output, {
+        dtype: containerDtype(recipe.bits, flags.dtype === "q4f16" ? "float16" : "float32"),
+        contextLength: flags.context,
+        overwrite: flags.force,
+        ...common,
+      });
+      const { drift } = manifest.measured as unknown as { readonly drift: Drift };
+      output.result(`${driftLine(drift)}\n${madeLine(flags.output, manifest)}`, { folder: flags.output, manifest });
+    } finally {
+      await checkpoint.dispose();
+    }
+  }),
+);
+
+/** What quantization cost, on text that it did not see. */
+function driftLine({ perplexity, perplexityReference, kl, top1, positions }: Drift): string {
+  return (
+    `held-back text (${positions} tokens): perplexity ${perplexity.toFixed(2)} (float ${perplexityReference.toFixed(2)}), ` +
+    `mean KL ${kl.mean.toFixed(4)}, same likeliest token ${(100 * top1).toFixed(1)} %`
+  );
+}

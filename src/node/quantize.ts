@@ -1,0 +1,56 @@
+/** Quantization in Node: ONNX Runtime on the CPU, finished layers kept for a run that is interrupted. */
+import { ortProducts } from "../../quant/products.ts";
+import { quantizeModel } from "../../quant/quantize.ts";
+import type { QuantizedModel } from "../../quant/quantized-model.ts";
+import type { Recipe } from "../../quant/recipes.ts";
+import { resolveModel } from "../arch/index.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import type { OnProgress } from "../progress.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import { version } from "../version.ts";
+import { cpuOrt } from "./cpu-ort.ts";
+import { diskLayerStore } from "./layer-store.ts";
+import { type NamedText, textWindows } from "./text-windows.ts";
+
+export interface QuantizeOptions {
+  /** What to calibrate on; part of it is held back to judge the result by. */
+  readonly text: NamedText;
+  readonly threads?: number;
+  readonly onProgress?: OnProgress;
+  readonly signal?: AbortSignal;
+}
+
+/** A quantized model with the windows of text that it has not seen, for the check at export. */
+export interface Quantized {
+  readonly quantized: QuantizedModel;
+  readonly heldBack: readonly (readonly number[])[];
+}
+
+/** Quantizes a checkpoint by a recipe (`gptq({ bits: 4 })`, `preset("default")`); `exportModel` writes the result. */
+export async function quantize(
+  checkpoint: Checkpoint,
+  recipe: Recipe,
+  { text, threads, onProgress, signal }: QuantizeOptions,
+): Promise<Quantized> {
+  const model = resolveModel(checkpoint);
+  const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
+  const { calibration, heldBack, record } = textWindows(checkpoint, tokenizer, text, recipe.windows);
+  const store = diskLayerStore({
+    version,
+    recipe,
+    threads,
+    text: record,
+    config: checkpoint.config,
+    sources: await Promise.all(checkpoint.sources.map((source) => source.sha256())),
+  });
+  const ort = cpuOrt(threads);
+  const products = ortProducts(ort);
+  try {
+    const quantized = await quantizeModel(model, recipe, calibration, { ort, products, store, onProgress, signal });
+    quantized.calibration = record;
+    await store.remove();
+    return { quantized, heldBack };
+  } finally {
+    await products.dispose();
+  }
+}
