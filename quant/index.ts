@@ -1,0 +1,24 @@
+/** The quantizers by themselves: page-safe, ONNX Runtime handed in. In Node, `quantize` of `nibble-llm` wraps them. */
+export { tokenWindows } from "./calibrate.ts";
+export { gptqMatrix } from "./gptq.ts";
+export { hqqMatrix } from "./hqq.ts";
+export { ortProducts } from "./products.ts";
+export { type QuantizeTools, quantizeModel } from "./quantize.ts";
+export { QuantizedModel } from "./quantized-model.ts";
+export {
+  awq,
+  gptq,
+  hqq,
+  METHODS,
+  type Method,
+  type MethodOptions,
+  method,
+  PRESETS,
+  type Preset,
+  preset,
+  type Recipe,
+  rtn,
+} from "./recipes.ts";
+export type { LayerStore } from "./record.ts";
+export { rtnMatrix } from "./rtn.ts";
+export { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16, roundScaleToF32 } from "./types.ts";
