@@ -55,17 +55,18 @@ export class Output {
     const nowMs = this.now();
     const line = this.progressState.describe(progress, nowMs);
     const finished = progress.done >= progress.total;
+    const stage = progress.stage.replace(/\d+/g, ""); // layers of one walk are one stage
     if (this.stderr.isTTY) {
       if (nowMs - this.lastDrawMs < REDRAW_MS && !finished) return;
       const width = (this.stderr.columns ?? 80) - 1;
       this.stderr.write(`\r\x1b[2K${line.slice(0, width)}`);
       this.barShown = true;
     } else {
-      if (progress.stage === this.lastStage && nowMs - this.lastDrawMs < PLAIN_MS) return;
+      if (stage === this.lastStage && nowMs - this.lastDrawMs < PLAIN_MS) return;
       this.stderr.write(`${line}\n`);
     }
     this.lastDrawMs = nowMs;
-    this.lastStage = progress.stage;
+    this.lastStage = stage;
   };
 
   clearBar(): void {

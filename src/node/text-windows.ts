@@ -33,7 +33,7 @@ const SEQUENCE_LENGTH = 512;
 const HELD_BACK = 8;
 /** What separates documents in plain text files of training data. */
 const DOCUMENT_END = "<|endoftext|>";
-/** Of a short text, at most this share is held back. */
+/** Of a short text that also calibrates, at most this share is held back. */
 const HELD_BACK_SHARE = 0.25;
 
 /** @param calibrationWindows at most so many windows to calibrate on. Error `bad_option` where the text is too short. */
@@ -53,7 +53,8 @@ export function textWindows(
       { param: "calibration" },
     );
   }
-  const held = Math.min(HELD_BACK, Math.max(1, Math.floor(windows.length * HELD_BACK_SHARE)));
+  const share = calibrationWindows > 0 ? HELD_BACK_SHARE : 1;
+  const held = Math.min(HELD_BACK, Math.max(1, Math.floor(windows.length * share)));
   // spread over the whole text, so that a mixed text is judged on all of its parts
   const isHeld = (i: number) => Math.floor(((i + 1) * held) / windows.length) > Math.floor((i * held) / windows.length);
   const heldBack = windows.filter((_, i) => isHeld(i));
