@@ -29,9 +29,15 @@ export interface Tokenizer {
   /** Every id that ends a generation (generation_config, config and tokenizer together). */
   readonly eosIds: readonly number[];
   readonly chatTemplate: string | undefined;
+  /** `addSpecialTokens` (default true): what the post-processor puts around a text, such as a beginning-of-sequence. */
   encode(text: string, options?: { addSpecialTokens?: boolean }): number[];
+  /** `skipSpecialTokens` (default false): leave special tokens out of the text. */
   decode(ids: readonly number[], options?: { skipSpecialTokens?: boolean }): string;
-  streamingDecoder(options?: { skipSpecialTokens?: boolean }): StreamingDecoder;
+  /**
+   * `continues`: the ids go on from a text that is already there, so the space before the first word stays
+   * (SentencePiece-like decoders drop it at the start of a text).
+   */
+  streamingDecoder(options?: { skipSpecialTokens?: boolean; continues?: boolean }): StreamingDecoder;
   /** The bytes that a single id stands for (special tokens: their text), for logprobs and grammars. */
   tokenBytes(id: number): Uint8Array;
   isSpecial(id: number): boolean;
