@@ -1,0 +1,134 @@
+/**
+ * The generation of one request: rows of logits in, pieces of text out. Whatever computes the logits (a batch in Node,
+ * a page's WebGPU) hands each row to `take`. `generate` is the loop of one sequence by itself, `scheduler.ts` that of
+ * many together.
+ */
+import { NibbleError } from "../errors.ts";
+import type { StreamingDecoder, Tokenizer } from "../tokenizer/tokenizer.ts";
+import type { FinishReason, GeneratedToken, GenerateOptions, Piece, TokenConstraint, Usage } from "./engine.ts";
+import { Sampler, type Sampling } from "./sampling.ts";
+import { StopStrings } from "./stop.ts";
+
+/** OpenAI's limit, and what is worth computing. */
+const MAX_TOP_LOGPROBS = 20;
+
+export interface GenerationLimits {
+  readonly contextLength: number;
+}
+
+export class Generation {
+  /** Prompt and answer so far; the last one has not been through the model yet. */
+  readonly tokens: number[];
+  readonly promptTokens: number;
+  private readonly sampler: Sampler;
+  private readonly decoder: StreamingDecoder;
+  private readonly stops: StopStrings;
+  private readonly endIds: ReadonlySet<number>;
+  private readonly maxTokens: number;
+  /** Made since the last piece that had text. */
+  private pending: number[] = [];
+  private pendingLogprobs: GeneratedToken[] = [];
+  private generated = 0;
+  finished = false;
+
+  constructor(
+    tokenizer: Tokenizer,
+    prompt: readonly number[],
+    private readonly options: GenerateOptions,
+    sampling: Sampling,
+    { contextLength }: GenerationLimits,
+    private readonly constraint?: TokenConstraint,
+  ) {
+    this.tokens = [...prompt];
+    this.promptTokens = prompt.length;
+    const { topLogprobs, maxTokens = Number.POSITIVE_INFINITY } = options;
+    if (topLogprobs !== undefined && !(topLogprobs >= 0 && topLogprobs <= MAX_TOP_LOGPROBS)) {
+      throw new NibbleError("bad_option", `topLogprobs: ${topLogprobs} is not in 0 .. ${MAX_TOP_LOGPROBS}.`, {
+        param: "topLogprobs",
+      });
+    }
+    if (!(maxTokens >= 0)) {
+      throw new NibbleError("bad_option", `maxTokens: ${maxTokens} is not 0 or more.`, { param: "maxTokens" });
+    }
+    if (prompt.length === 0)
+      throw new NibbleError("bad_option", "The prompt holds no token; there is nothing to go on from.");
+    if (prompt.length >= contextLength) {
+      throw new NibbleError(
+        "context_length",
+        `The prompt has ${prompt.length} tokens and this model's context holds ${contextLength}, answer included. Shorten it.`,
+        { param: "messages" },
+      );
+    }
+    this.maxTokens = Math.min(maxTokens, contextLength - prompt.length);
+    this.sampler = new Sampler(sampling, prompt, topLogprobs);
+    this.decoder = tokenizer.streamingDecoder({ skipSpecialTokens: !options.keepSpecialTokens });
+    this.stops = new StopStrings(options.stop);
+    this.endIds = new Set([...(options.ignoreEos ? [] : tokenizer.eosIds), ...(options.stopTokens ?? [])]);
+  }
+
+  /** The answer's tokens so far. */
+  get completionTokens(): number {
+    return this.generated;
+  }
+
+  /** Whether another token may be made at all. */
+  get wantsToken(): boolean {
+    return !this.finished && this.generated < this.maxTokens;
+  }
+
+  /** Chooses the next token from the row after the last one; returns a piece where there is something to say. */
+  take(logits: Float32Array): Piece | undefined {
+    const token = this.sampler.next(logits, this.constraint, [...this.endIds]);
+    this.tokens.push(token.id);
+    this.generated++;
+    this.pending.push(token.id);
+    if (this.options.topLogprobs !== undefined) this.pendingLogprobs.push(token);
+    if (this.endIds.has(token.id)) {
+      // the end token's own text is said only where special tokens are
+      const said = this.options.keepSpecialTokens ? this.stops.push(this.decoder.push(token.id)) : { text: "" };
+      return this.end("stop", said.text, said.stopString);
+    }
+    this.constraint?.accept(token.id);
+    const { text, stopString } = this.stops.push(this.decoder.push(token.id));
+    if (stopString !== undefined) return this.end("stop", text, stopString);
+    if (this.generated >= this.maxTokens) return this.end("length", text);
+    return text === "" ? undefined : this.piece(text);
+  }
+
+  /** Ends it with what is held back: after the last token, or because the caller or the server says so. */
+  end(finish: FinishReason, said = "", stopString?: string): Piece {
+    let text = said;
+    if (stopString === undefined) {
+      const rest = this.stops.push(this.decoder.end());
+      text += rest.text + (rest.stopString === undefined ? this.stops.end() : "");
+    }
+    this.finished = true;
+    return { ...this.piece(text), finish, ...(stopString === undefined ? {} : { stopString }) };
+  }
+
+  usage(cachedTokens: number): Usage {
+    return { promptTokens: this.promptTokens, cachedTokens, completionTokens: this.generated };
+  }
+
+  private piece(text: string): Piece {
+    const tokens = this.pending;
+    const logprobs = this.pendingLogprobs;
+    this.pending = [];
+    this.pendingLogprobs = [];
+    return { text, tokens, ...(this.options.topLogprobs === undefined ? {} : { logprobs }) };
+  }
+}
+
+/** Feeds tokens to a model that remembers them; resolves to the logits (vocab) after the last one, free to overwrite. */
+export type Step = (tokens: readonly number[]) => Promise<Float32Array>;
+
+/** One sequence from prompt to end. */
+export async function* generate(generation: Generation, step: Step): AsyncGenerator<Piece> {
+  let next: readonly number[] = generation.tokens.slice();
+  while (generation.wantsToken) {
+    const piece = generation.take(await step(next));
+    if (piece) yield piece;
+    next = generation.tokens.slice(-1);
+  }
+  if (!generation.finished) yield generation.end("length");
+}

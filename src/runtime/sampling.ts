@@ -1,0 +1,262 @@
+/**
+ * From a row of logits (vocab) to the next token. Order: logit bias and penalties, the constraint's mask, temperature,
+ * top-k, top-p, min-p: transformers' order, which the values in a model's generation_config are tuned for.
+ *
+ * One pass over the vocabulary per step, in place: the row is overwritten. Only candidates are ever ordered, by a heap
+ * that stops as soon as enough of them came out.
+ */
+import { NibbleError } from "../errors.ts";
+import type { GeneratedToken, SamplingOptions, TokenConstraint, TokenLogprob } from "./engine.ts";
+import { Random } from "./random.ts";
+
+export type Sampling = Required<Omit<SamplingOptions, "seed" | "logitBias">> &
+  Pick<SamplingOptions, "seed" | "logitBias">;
+
+export const SAMPLING_DEFAULTS: Sampling = {
+  temperature: 1,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+};
+
+/** Bounds of each option: what the APIs that carry them allow, or what is arithmetic. */
+const bounds: Readonly<Record<keyof typeof SAMPLING_DEFAULTS & string, readonly [number, number]>> = {
+  temperature: [0, 100],
+  topK: [0, Number.MAX_SAFE_INTEGER],
+  topP: [0, 1],
+  minP: [0, 1],
+  repetitionPenalty: [1e-3, 1e3],
+  presencePenalty: [-100, 100],
+  frequencyPenalty: [-100, 100],
+  seed: [-Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER],
+  logitBias: [-100, 100],
+};
+
+/** The request's options over the model's defaults, checked; errors: `bad_option`. */
+export function resolveSampling(options: SamplingOptions, defaults: SamplingOptions, vocabSize: number): Sampling {
+  const given = Object.fromEntries(
+    Object.keys(bounds)
+      .map((name) => [name, options[name as keyof SamplingOptions]])
+      .filter(([, value]) => value !== undefined && value !== null),
+  );
+  const sampling: Sampling = { ...SAMPLING_DEFAULTS, ...defaults, ...given };
+  for (const [name, [low, high]] of Object.entries(bounds)) {
+    const value = sampling[name as keyof Sampling];
+    if (value === undefined) continue;
+    if (name === "logitBias") {
+      for (const [id, bias] of Object.entries(value)) {
+        if (!(Number(id) >= 0 && Number(id) < vocabSize && Number.isInteger(Number(id)))) {
+          throw badOption(name, `there is no token ${id}; ids are 0 to ${vocabSize - 1}`);
+        }
+        if (!(bias >= low && bias <= high))
+          throw badOption(name, `${bias} for token ${id} is not in ${low} .. ${high}`);
+      }
+    } else if (!((value as number) >= low && (value as number) <= high)) {
+      throw badOption(name, `${value} is not in ${low} .. ${high}`);
+    }
+  }
+  return sampling;
+}
+
+function badOption(name: string, what: string): NibbleError {
+  return new NibbleError("bad_option", `${name}: ${what}.`, { param: name });
+}
+
+/** Chooses the tokens of one sequence. */
+export class Sampler {
+  private readonly random: Random;
+  /** Occurrences among the generated tokens. */
+  private readonly counts = new Map<number, number>();
+  private readonly seen = new Set<number>();
+  private readonly penalizesSeen: boolean;
+
+  /** @param topLogprobs report log-probabilities, and of this many alternatives. */
+  constructor(
+    private readonly sampling: Sampling,
+    prompt: readonly number[],
+    private readonly topLogprobs: number | undefined = undefined,
+  ) {
+    this.random = new Random(sampling.seed);
+    this.penalizesSeen = sampling.repetitionPenalty !== 1;
+    if (this.penalizesSeen) for (const id of prompt) this.seen.add(id);
+  }
+
+  /** The next token of `logits`, which is overwritten; `forbidden` ids (end tokens that are ignored) never come. */
+  next(logits: Float32Array, constraint?: TokenConstraint, endIds: readonly number[] = []): GeneratedToken {
+    const score = this.topLogprobs === undefined ? undefined : new Scores(logits, this.topLogprobs);
+    this.penalize(logits);
+    if (constraint) mask(logits, constraint, endIds);
+    const id = this.sampling.temperature === 0 || this.sampling.topK === 1 ? argmax(logits) : this.draw(logits);
+    this.counts.set(id, (this.counts.get(id) ?? 0) + 1);
+    if (this.penalizesSeen) this.seen.add(id);
+    return score ? { id, logprob: score.of(id), top: score.top } : { id, logprob: Number.NaN, top: [] };
+  }
+
+  private penalize(logits: Float32Array): void {
+    const { logitBias, repetitionPenalty, presencePenalty, frequencyPenalty } = this.sampling;
+    for (const id of this.seen) {
+      if (id < logits.length)
+        logits[id] = logits[id] > 0 ? logits[id] / repetitionPenalty : logits[id] * repetitionPenalty;
+    }
+    if (presencePenalty !== 0 || frequencyPenalty !== 0) {
+      for (const [id, count] of this.counts) logits[id] -= presencePenalty + count * frequencyPenalty;
+    }
+    if (logitBias) for (const [id, bias] of Object.entries(logitBias)) logits[Number(id)] += bias;
+  }
+
+  private draw(logits: Float32Array): number {
+    const { temperature, topK, topP, minP } = this.sampling;
+    const best = argmax(logits);
+    const max = logits[best];
+    // weights relative to the likeliest token, over the logits
+    let total = 0;
+    for (let id = 0; id < logits.length; id++) {
+      const weight = Math.exp((logits[id] - max) / temperature);
+      logits[id] = weight;
+      total += weight;
+    }
+    const limited = topK > 0 && topK < logits.length;
+    if (!limited && topP >= 1 && minP <= 0) return this.pick(total, logits.length, (i) => i, logits);
+
+    // Tokens below (1 - topP) / vocab of the mass weigh less than 1 - topP together, so the nucleus is above it.
+    const floor = Math.max(minP, limited ? 0 : ((1 - topP) * total) / logits.length);
+    const heap = new CandidateHeap(logits, floor);
+    const kept: number[] = [];
+    if (limited) {
+      total = 0;
+      while (kept.length < topK && heap.size > 0) {
+        const id = heap.pop();
+        kept.push(id);
+        total += logits[id];
+      }
+    }
+    let mass = 0;
+    let count = 0;
+    while (limited ? count < kept.length : heap.size > 0) {
+      if (!limited) kept.push(heap.pop());
+      const weight = logits[kept[count]];
+      if (count > 0 && (mass >= topP * total || weight < minP)) break;
+      mass += weight;
+      count++;
+    }
+    return this.pick(mass, count, (i) => kept[i], logits);
+  }
+
+  /** The candidate under a uniform draw from [0, total). */
+  private pick(total: number, count: number, idAt: (i: number) => number, weights: Float32Array): number {
+    let left = this.random.uniform() * total;
+    let last = 0;
+    for (let i = 0; i < count; i++) {
+      const id = idAt(i);
+      if (weights[id] === 0) continue;
+      left -= weights[id];
+      last = id;
+      if (left < 0) break;
+    }
+    return last; // rounding may leave a rest after the last candidate
+  }
+}
+
+/** Index of the largest logit, the first of equals; errors: `engine` when no token is possible. */
+export function argmax(logits: Float32Array): number {
+  let best = -1;
+  let max = Number.NEGATIVE_INFINITY;
+  for (let id = 0; id < logits.length; id++) {
+    if (logits[id] > max) {
+      max = logits[id];
+      best = id;
+    }
+  }
+  if (best >= 0 && max < Number.POSITIVE_INFINITY) return best;
+  throw new NibbleError(
+    "engine",
+    best < 0
+      ? "No token can follow: every logit is -infinity or not a number. The weights or the constraint are damaged."
+      : "A logit is infinite: the activations overflowed. Use a float32 graph.",
+  );
+}
+
+function mask(logits: Float32Array, constraint: TokenConstraint, endIds: readonly number[]): void {
+  const allowed = constraint.allowed();
+  const ends = constraint.done ? endIds.map((id) => [id, logits[id]] as const) : [];
+  for (let id = 0; id < logits.length; id++) {
+    if (((allowed[id >> 5] >>> (id & 31)) & 1) === 0) logits[id] = Number.NEGATIVE_INFINITY;
+  }
+  for (const [id, logit] of ends) logits[id] = logit;
+}
+
+/** Log-probabilities of a row as the model gave it. */
+export class Scores {
+  readonly top: readonly TokenLogprob[];
+  private readonly logSum: number;
+  private readonly logits: Float32Array;
+
+  constructor(logits: Float32Array, count: number) {
+    const max = logits[argmax(logits)];
+    let sum = 0;
+    for (let id = 0; id < logits.length; id++) sum += Math.exp(logits[id] - max);
+    this.logSum = max + Math.log(sum);
+    this.logits = logits.slice(); // the sampler works in place; copied only where log-probabilities were asked for
+    this.top = largest(logits, count).map((id) => ({ id, logprob: logits[id] - this.logSum }));
+  }
+
+  of(id: number): number {
+    return this.logits[id] - this.logSum;
+  }
+}
+
+/** Ids of the `count` largest values, largest first. */
+export function largest(values: Float32Array, count: number): number[] {
+  if (count === 0) return [];
+  const heap = new CandidateHeap(values, Number.NEGATIVE_INFINITY);
+  const ids: number[] = [];
+  while (ids.length < count && heap.size > 0) ids.push(heap.pop());
+  return ids;
+}
+
+/** A max-heap of ids by value, smaller ids first among equals: building is O(n), each pop O(log n). */
+class CandidateHeap {
+  private readonly ids: Int32Array;
+  size = 0;
+
+  constructor(
+    private readonly values: Float32Array,
+    floor: number,
+  ) {
+    let count = 0;
+    for (let id = 0; id < values.length; id++) if (values[id] >= floor) count++;
+    this.ids = new Int32Array(count);
+    for (let id = 0; id < values.length; id++) if (values[id] >= floor) this.ids[this.size++] = id;
+    for (let i = (this.size >> 1) - 1; i >= 0; i--) this.sink(i);
+  }
+
+  pop(): number {
+    const top = this.ids[0];
+    this.ids[0] = this.ids[--this.size];
+    this.sink(0);
+    return top;
+  }
+
+  private before(a: number, b: number): boolean {
+    const difference = this.values[a] - this.values[b];
+    return difference > 0 || (difference === 0 && a < b);
+  }
+
+  private sink(start: number): void {
+    const { ids, size } = this;
+    const id = ids[start];
+    let i = start;
+    for (;;) {
+      let child = 2 * i + 1;
+      if (child >= size) break;
+      if (child + 1 < size && this.before(ids[child + 1], ids[child])) child++;
+      if (!this.before(ids[child], id)) break;
+      ids[i] = ids[child];
+      i = child;
+    }
+    ids[i] = id;
+  }
+}
