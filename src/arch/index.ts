@@ -10,7 +10,9 @@ import { gpt2 } from "./gpt2.ts";
 import { granite } from "./granite.ts";
 import { llama } from "./llama.ts";
 import { mistral } from "./mistral.ts";
+import { mixtral } from "./mixtral.ts";
 import { olmo2 } from "./olmo2.ts";
+import { olmoe } from "./olmoe.ts";
 import { phi } from "./phi.ts";
 import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
@@ -34,6 +36,8 @@ const architectures = [
   phi,
   gptNeox,
   gpt2,
+  mixtral,
+  olmoe,
 ] as unknown as readonly Architecture[];
 
 /** Every `model_type` that can be loaded. */

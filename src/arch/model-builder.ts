@@ -179,6 +179,12 @@ export class ModelBuilder {
     return this.linears(x, [name])[0];
   }
 
+  /** A small linear that stays float and is no site of calibration: the router of a mixture, the gate of a shared expert. */
+  router(x: Value, name: string): Value {
+    this.checkLinear(x, name);
+    return this.floatLinear(x, name);
+  }
+
   /** Several linears of one input, as one product where their formats agree. */
   linears(x: Value, names: readonly string[]): Value[] {
     this.sites.push({ linears: names, input: x });
@@ -244,6 +250,10 @@ export class ModelBuilder {
 
   mul(a: Value, b: Value): Value {
     return ops.mul(this.g, a, b);
+  }
+
+  sigmoid(x: Value): Value {
+    return ops.sigmoid(this.g, x);
   }
 
   /** x times a constant. */

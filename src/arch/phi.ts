@@ -29,13 +29,15 @@ export const phi: Architecture<PhiConfig> = {
     const at = `model.layers.${layer}`;
     const { heads, kvHeads, layerNormEps: eps } = config;
     const a = m.layerNorm(x, `${at}.input_layernorm`, eps); // (batch, seq, hidden)
-    let [q, k, v] = m.linears(a, [`${at}.self_attn.q_proj`, `${at}.self_attn.k_proj`, `${at}.self_attn.v_proj`]);
+    const qkv = [`${at}.self_attn.q_proj`, `${at}.self_attn.k_proj`, `${at}.self_attn.v_proj`];
+    const [query, key, v, inner] = m.linears(a, [...qkv, `${at}.mlp.fc1`]);
+    let [q, k] = [query, key];
     if (config.headNorms) {
       q = m.headLayerNorm(q, [`${at}.self_attn.q_layernorm`], heads, eps);
       k = m.headLayerNorm(k, [`${at}.self_attn.k_layernorm`], kvHeads, eps);
     }
     const attended = m.linear(m.attention(q, k, v, { layer, ...config }), `${at}.self_attn.dense`);
-    const mlp = m.linear(m.activation(m.linear(a, `${at}.mlp.fc1`), config.activation), `${at}.mlp.fc2`);
+    const mlp = m.linear(m.activation(inner, config.activation), `${at}.mlp.fc2`);
     return m.add(m.add(attended, mlp), x);
   },
 

@@ -224,6 +224,33 @@ export function where(g: Graph, condition: Value, a: Value, b: Value): Value {
   return g.node("Where", [condition, a, b], [{ type: a.type, shape }])[0];
 }
 
+export function equal(g: Graph, a: Value, b: Value): Value {
+  return g.node("Equal", [a, b], [{ type: "bool", shape: broadcast(a.shape, b.shape) }])[0];
+}
+
+/** The k greatest along the last dimension, in descending order: [values, indices]. */
+export function topK(g: Graph, x: Value, k: number): [Value, Value] {
+  const shape = x.shape.with(-1, k);
+  return g.node(
+    "TopK",
+    [x, g.ints([k])],
+    [
+      { type: x.type, shape },
+      { type: "int64", shape },
+    ],
+  ) as [Value, Value];
+}
+
+/** Coordinates of everything that is not zero or false: (rank, count), `count` names how many there are. */
+export function nonZero(g: Graph, x: Value, count: string): Value {
+  return g.node("NonZero", [x], [{ type: "int64", shape: [x.shape.length, count] }])[0];
+}
+
+/** `data` with its rows at `rows` (n, 1) replaced by `updates` (n, ...). */
+export function scatterRows(g: Graph, data: Value, rows: Value, updates: Value): Value {
+  return g.node("ScatterND", [data, rows, updates], [{ type: data.type, shape: data.shape }])[0];
+}
+
 /** The size of one dimension as int64 (1). */
 export function shapeOf(g: Graph, x: Value, axis: number): Value {
   return g.node("Shape", [x], [{ type: "int64", shape: [1] }], { attributes: { start: axis, end: axis + 1 } })[0];
