@@ -16,6 +16,7 @@ import { olmoe } from "./olmoe.ts";
 import { phi } from "./phi.ts";
 import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
+import { qwen2Moe } from "./qwen2-moe.ts";
 import { qwen3 } from "./qwen3.ts";
 import { smollm3 } from "./smollm3.ts";
 import { stablelm } from "./stablelm.ts";
@@ -38,6 +39,7 @@ const architectures = [
   gpt2,
   mixtral,
   olmoe,
+  qwen2Moe,
 ] as unknown as readonly Architecture[];
 
 /** Every `model_type` that can be loaded. */
