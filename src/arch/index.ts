@@ -18,6 +18,7 @@ import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
 import { qwen2Moe } from "./qwen2-moe.ts";
 import { qwen3 } from "./qwen3.ts";
+import { qwen3Moe } from "./qwen3-moe.ts";
 import { smollm3 } from "./smollm3.ts";
 import { stablelm } from "./stablelm.ts";
 
@@ -40,6 +41,7 @@ const architectures = [
   mixtral,
   olmoe,
   qwen2Moe,
+  qwen3Moe,
 ] as unknown as readonly Architecture[];
 
 /** Every `model_type` that can be loaded. */
