@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import { packageFolder } from "../node/package.ts";
+import { evalCommand } from "./eval.ts";
 import { exportCommand } from "./export.ts";
 import { inspect } from "./inspect.ts";
 import { list } from "./list.ts";
@@ -16,7 +17,7 @@ const program = new Command("nibble")
   .version(version)
   .showHelpAfterError("(--help says more)");
 
-for (const command of [quantizeCommand, exportCommand, inspect, list, rm])
+for (const command of [quantizeCommand, exportCommand, inspect, evalCommand, list, rm])
   program.addCommand(command.copyInheritedSettings(program));
 for (const command of [program, ...program.commands]) command.exitOverride();
 

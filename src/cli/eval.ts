@@ -1,0 +1,101 @@
+/** `nibble eval`: what an exported folder lost against the checkpoint it was made from. */
+import { Command, Option } from "commander";
+import { tokenWindows } from "../../quant/calibrate.ts";
+import { resolveModel } from "../arch/index.ts";
+import type { Drift } from "../eval/drift.ts";
+import { evaluateGraph } from "../eval/evaluate.ts";
+import { describeGraph, type GraphDescription } from "../export/describe-graph.ts";
+import { MANIFEST, type Manifest } from "../export/model-folder.ts";
+import { readText } from "../files.ts";
+import { cpuOrt } from "../node/cpu-ort.ts";
+import { nodeFolder } from "../node/files.ts";
+import { openCheckpoint } from "../node/open-checkpoint.ts";
+import { readTextFile } from "../node/text-windows.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import { type CheckpointFlags, wholeNumber, withCheckpointFlags } from "./options.ts";
+import { table } from "./output.ts";
+import { runCommand } from "./run.ts";
+
+interface EvalFlags extends CheckpointFlags {
+  readonly against: string;
+  readonly text: string;
+  readonly windows: number;
+  readonly sequenceLength: number;
+  readonly floatActivations?: boolean;
+  readonly threads?: number;
+}
+
+export const evalCommand = withCheckpointFlags(
+  new Command("eval")
+    .description("perplexity, KL divergence and agreement of an exported folder against its checkpoint")
+    .argument("<dir>", "an exported folder")
+    .requiredOption("--against <checkpoint>", "the checkpoint that it was made from")
+    .requiredOption("--text <file>", "text to score: .txt or .jsonl")
+    .option("--windows <n>", "windows of the text, spread evenly over it", wholeNumber, 16)
+    .option("--sequence-length <n>", "tokens of a window; the first one is not scored", wholeNumber, 512)
+    .addOption(
+      new Option("--float-activations", "compute 4-bit products without rounding activations (accuracy_level 0)"),
+    )
+    .option("--threads <n>", "CPU threads", wholeNumber),
+).action((dir: string, flags: EvalFlags) =>
+  runCommand(flags, async ({ output, signal }) => {
+    const folder = nodeFolder(dir);
+    const manifest = JSON.parse(await readText(folder, MANIFEST)) as Manifest;
+    const progress = { signal, onProgress: output.progress };
+    const checkpoint = await openCheckpoint(flags.against, { adapter: flags.adapter, ...progress });
+    try {
+      const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
+      const { name, texts } = await readTextFile(flags.text, tokenizer);
+      const { windows: count, sequenceLength } = flags;
+      const windows = tokenWindows(tokenizer, { texts, sequenceLength, windows: count });
+      const accuracyLevel = flags.floatActivations ? 0 : undefined;
+      const ort = cpuOrt(flags.threads);
+      const model = resolveModel(checkpoint);
+      const drift = await evaluateGraph(ort, folder, manifest.graph, model, windows, { accuracyLevel, ...progress });
+      const size = storedBits(await describeGraph(folder, manifest.graph), checkpoint.tensors.values());
+      const protocol = {
+        text: name,
+        windows: windows.length,
+        sequenceLength,
+        scored: "positions 1 and on of each window, without special tokens",
+        activations: flags.floatActivations ? "float" : "as the file says",
+      };
+      output.result(report(drift, size, protocol), { ...drift, ...size, protocol });
+    } finally {
+      await checkpoint.dispose();
+    }
+  }),
+);
+
+interface StoredSize {
+  readonly weightBytes: number;
+  /** Everything that is stored for the weights, over the parameters of the checkpoint. */
+  readonly bitsPerParameter: number;
+}
+
+function storedBits(
+  { weightBytes }: GraphDescription,
+  tensors: Iterable<{ readonly shape: readonly number[] }>,
+): StoredSize {
+  let parameters = 0;
+  for (const { shape } of tensors) parameters += shape.reduce((product, dim) => product * dim, 1);
+  return { weightBytes, bitsPerParameter: (8 * weightBytes) / parameters };
+}
+
+function report(drift: Drift, { bitsPerParameter }: StoredSize, protocol: Readonly<Record<string, unknown>>): string {
+  const { kl } = drift;
+  const rows = [
+    ["perplexity", drift.perplexity.toFixed(3)],
+    ["  of the checkpoint in float", drift.perplexityReference.toFixed(3)],
+    ["KL divergence, mean", kl.mean.toFixed(5)],
+    ["  median", kl.median.toFixed(5)],
+    ["  99 %", kl.p99.toFixed(4)],
+    ["  maximum", kl.max.toFixed(3)],
+    ["same likeliest token", `${(100 * drift.top1).toFixed(2)} %`],
+    ["the five likeliest that agree", `${(100 * drift.top5).toFixed(2)} %`],
+    ["bits stored per parameter", bitsPerParameter.toFixed(2)],
+    ["scored tokens", String(drift.positions)],
+  ];
+  const how = Object.entries(protocol).map(([key, value]) => `${key} ${value}`);
+  return `${table(["figure", "value"], rows, [1])}\n(${how.join(" · ")})`;
+}
