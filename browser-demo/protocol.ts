@@ -18,7 +18,7 @@ export interface QuantizeEvent {
   readonly done: number;
   readonly total: number;
   /** A layer that was just done, and its error relative to the float layer's output. */
-  readonly layer?: { readonly name: string; readonly error: number };
+  readonly layer?: { readonly name: string; readonly error: number | undefined };
 }
 
 export interface PageMethods extends WorkerMethods {

@@ -7,7 +7,7 @@ import { decodeLayer, type LayerStore } from "../quant/record.ts";
 import { resolveModel } from "../src/arch/index.ts";
 import { openHfFolder } from "../src/checkpoint/hf-folder.ts";
 import { exportModel } from "../src/export/export.ts";
-import { loadTokenizer } from "../src/tokenizer/load.ts";
+import { loadTokenizer } from "../src/tokenizer/hf-tokenizer.ts";
 import { chooseBuild, probeDevice } from "../src/web/device.ts";
 import { blobFolder } from "../src/web/dropped.ts";
 import { opfsSink } from "../src/web/opfs.ts";

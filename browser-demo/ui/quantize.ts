@@ -73,7 +73,7 @@ export function quantizeView(): HTMLElement {
     if (event.layer) {
       table.hidden = false;
       const { name, error } = event.layer;
-      rows.prepend(el("tr", {}, el("td", {}, name), el("td", { class: "numbers" }, error.toExponential(2))));
+      rows.prepend(el("tr", {}, el("td", {}, name), el("td", { class: "numbers" }, error === undefined ? "" : error.toExponential(2))));
     }
   };
 

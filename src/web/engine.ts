@@ -1,23 +1,298 @@
-/** Opens a stored model folder with onnxruntime-web. */
+/** The engine in a page: a stored model folder, onnxruntime-web, and the one generation loop. */
+import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
-import type { FolderSource } from "../files.ts";
-import type { Engine } from "../runtime/engine.ts";
+import { MANIFEST, type Manifest } from "../export/model-folder.ts";
+import { dataFiles } from "../export/open-graph.ts";
+import { type FolderSource, readAll, readText } from "../files.ts";
+import { decodeModel } from "../onnx/proto.ts";
+import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece, SamplingOptions } from "../runtime/engine.ts";
+import { Generation } from "../runtime/generate.ts";
+import { resolveSampling } from "../runtime/sampling.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
 import type { BuildChoice } from "./device.ts";
 import type { BlobFolder } from "./opfs.ts";
 import type { OrtModule } from "./ort.ts";
+import { gpuOutputs, WebSession } from "./session.ts";
+
+export type ModelFolder = FolderSource & BlobFolder;
 
 export interface WebEngineOptions {
   readonly id: string;
+  /** "onnx/model_q4.onnx" */
   readonly graph: string;
   readonly choice: BuildChoice;
-  readonly context?: number;
+  /** Tokens of prompt and answer that were asked for. */
+  readonly context: number | undefined;
+  /** At most so many where nobody asked. */
   readonly defaultContext: number;
 }
 
+type Json = Readonly<Record<string, unknown>>;
+
+async function readJson(folder: FolderSource, path: string): Promise<Json> {
+  if (!(await folder.has(path))) return {};
+  try {
+    return JSON.parse(await readText(folder, path)) as Json;
+  } catch (cause) {
+    throw new NibbleError("bad_file", `${folder.name}/${path} is not JSON.`, { cause });
+  }
+}
+
+/** config.json, generation_config.json and every other small file that a tokenizer may be made of. */
+export async function tokenizerFiles(folder: FolderSource): Promise<Map<string, Uint8Array>> {
+  const files = new Map<string, Uint8Array>();
+  for (const path of await folder.list()) {
+    if (path.includes("/") || path === MANIFEST || !/\.(json|jinja)$/.test(path)) continue;
+    files.set(path, await readAll(await folder.open(path)));
+  }
+  return files;
+}
+
+/** The tokenizer of a folder's files. */
+export function tokenizerOf(files: ReadonlyMap<string, Uint8Array>): Tokenizer {
+  const config = files.get("config.json");
+  return loadTokenizer(files, config && { config: JSON.parse(new TextDecoder().decode(config)) as Json });
+}
+
+/** Opens the model; `made` is where graphs that were made for this device are, else the folder itself. */
 export async function openWebEngine(
-  _ort: OrtModule,
-  _folder: FolderSource & BlobFolder,
-  _options: WebEngineOptions,
+  ort: OrtModule,
+  folder: ModelFolder,
+  options: WebEngineOptions,
+  made: { readonly folder: ModelFolder; readonly graph: string } = { folder, graph: options.graph },
 ): Promise<Engine> {
-  throw new NibbleError("unsupported", "The runtime has not landed yet.");
+  const { choice, id, graph } = options;
+  const files = await tokenizerFiles(folder);
+  const tokenizer = tokenizerOf(files);
+  const config = await readJson(folder, "config.json");
+  const generationConfig = await readJson(folder, "generation_config.json");
+  const manifest = (await readJson(folder, MANIFEST)) as Partial<Manifest>;
+  const opened = await openSession(ort, made.folder, made.graph, choice);
+  const session = new WebSession(ort, opened.session);
+  const largest = manifest.contextLength ?? numberOf(config.max_position_embeddings ?? config.n_positions) ?? 2048;
+  const contextLength = contextOf(id, options, largest);
+  const info: EngineInfo = {
+    id,
+    modelType: String(config.model_type ?? ""),
+    file: graph,
+    contextLength,
+    vocabSize: numberOf(config.vocab_size) ?? tokenizer.vocabSize,
+    binding: choice.build,
+    kv: { format: session.kvFormat, policy: "full" },
+    get memory() {
+      return {
+        weightBytes: opened.weightBytes,
+        kvBytesPerToken: session.kvBytesPerToken,
+        kvBytesAllocated: session.kvBytes,
+      };
+    },
+    maxBatch: 1,
+  };
+  const embedder = () => openSession(ort, folder, embedGraph(graph), choice);
+  return new PageEngine(info, tokenizer, session, samplingDefaults(generationConfig), embedder, ort);
+}
+
+function contextOf(id: string, { context, defaultContext }: WebEngineOptions, largest: number): number {
+  if (context === undefined) return Math.min(largest, defaultContext);
+  if (Number.isSafeInteger(context) && context >= 1 && context <= largest) return context;
+  throw new NibbleError("bad_option", `${id}: a context of ${context} tokens; this model takes 1 to ${largest}.`, {
+    param: "context",
+  });
+}
+
+function numberOf(value: unknown): number | undefined {
+  return typeof value === "number" && Number.isFinite(value) ? value : undefined;
+}
+
+/** generation_config.json's names in ours; `do_sample: false` is greedy. */
+function samplingDefaults(config: Json): SamplingOptions {
+  if (config.do_sample === false) return { temperature: 0 };
+  const defaults = {
+    temperature: numberOf(config.temperature),
+    topK: numberOf(config.top_k),
+    topP: numberOf(config.top_p),
+    minP: numberOf(config.min_p),
+    repetitionPenalty: numberOf(config.repetition_penalty),
+  };
+  return Object.fromEntries(Object.entries(defaults).filter(([, value]) => value !== undefined));
+}
+
+/** A session on the graph's bytes and its data files, each handed over as a Blob. */
+async function openSession(
+  ort: OrtModule,
+  folder: ModelFolder,
+  graph: string,
+  { device }: BuildChoice,
+): Promise<{ session: InferenceSession; weightBytes: number }> {
+  const bytes = await readAll(await folder.open(graph));
+  const model = decodeModel(bytes);
+  const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
+  const externalData: { path: string; data: Blob }[] = [];
+  for (const path of dataFiles(model)) externalData.push({ path, data: await folder.blob(directory + path) });
+  const weightBytes = externalData.reduce((sum, { data }) => sum + data.size, bytes.byteLength);
+  const outputs = model.graph.output.map(({ name }) => name);
+  const options: InferenceSession.SessionOptions = {
+    executionProviders: [device],
+    externalData: externalData as unknown as InferenceSession.SessionOptions["externalData"],
+    ...(device === "webgpu" && { preferredOutputLocation: gpuOutputs(outputs) }),
+  };
+  try {
+    return { session: await ort.InferenceSession.create(bytes, options), weightBytes };
+  } catch (cause) {
+    throw runtimeError(`${folder.name}/${graph} could not be opened`, cause);
+  }
+}
+
+/** ONNX Runtime's failures in our words: out of memory and a lost device are told from the rest. */
+function runtimeError(what: string, cause: unknown): NibbleError {
+  if (cause instanceof NibbleError) return cause;
+  const message = cause instanceof Error ? cause.message : String(cause);
+  if (/bad_alloc|out of memory|OOM|allocation failed|failed to allocate/i.test(message)) {
+    return new NibbleError("engine", `${what}: the tab's memory is full. Take a smaller model or a shorter context.`, {
+      cause,
+    });
+  }
+  if (/device.*(lost|destroyed)|lost.*device/i.test(message)) {
+    return new NibbleError(
+      "engine",
+      `${what}: the browser lost the GPU (sleep, a driver reset, or too little memory).`,
+      { cause },
+    );
+  }
+  return new NibbleError("engine", `${what}: ${message}`, { cause });
+}
+
+function embedGraph(graph: string): string {
+  return graph.replace(/(\.[^/.]+)?\.onnx$/, ".embed.onnx");
+}
+
+/** Lets messages in: runs of a WASM session leave the event loop no turn, and a stop would wait for the end. */
+function nextTask(): Promise<void> {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(undefined);
+  });
+}
+
+class PageEngine implements Engine {
+  /** Requests take turns: one sequence is in the caches at a time. */
+  private turn: Promise<unknown> = Promise.resolve();
+  private readonly counts = { running: 0, waiting: 0, generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
+  private embedder: Promise<InferenceSession> | undefined;
+
+  constructor(
+    readonly info: EngineInfo,
+    readonly tokenizer: Tokenizer,
+    private readonly session: WebSession,
+    private readonly defaults: SamplingOptions,
+    private readonly openEmbedder: () => Promise<{ session: InferenceSession }>,
+    private readonly ort: OrtModule,
+  ) {}
+
+  chat(messages: readonly ChatMessage[], options: GenerateOptions & ChatTemplateOptions = {}): AsyncIterable<Piece> {
+    const text = this.tokenizer.applyChatTemplate(messages, options);
+    return this.generate(this.tokenizer.encode(text, { addSpecialTokens: false }), options);
+  }
+
+  async *generate(prompt: readonly number[], options: GenerateOptions = {}): AsyncGenerator<Piece> {
+    if (options.grammar || options.promptLogprobs) {
+      const what = options.grammar ? "grammar" : "promptLogprobs";
+      throw new NibbleError("unsupported", `${what} is not available in a page; use the server.`, { param: what });
+    }
+    const { vocabSize } = this.info;
+    const sampling = resolveSampling(options, this.defaults, vocabSize);
+    const generation = new Generation(this.tokenizer, prompt, options, sampling, this.info);
+    const { signal } = options;
+    const done = await this.takeTurn();
+    try {
+      const cached = await this.session.resume(prompt);
+      let next = prompt.slice(cached);
+      let started = performance.now();
+      let prefillMs: number | undefined;
+      let last: Piece | undefined;
+      while (generation.wantsToken && !signal?.aborted) {
+        await nextTask();
+        const logits = await this.session.step(next, signal).catch((error) => {
+          if (signal?.aborted) return undefined;
+          throw error;
+        });
+        if (!logits) break;
+        if (prefillMs === undefined) {
+          prefillMs = performance.now() - started;
+          started = performance.now();
+        }
+        const piece = generation.take(logits);
+        if (piece && generation.finished) last = piece;
+        else if (piece) yield piece;
+        next = generation.tokens.slice(-1);
+      }
+      // A stop ends the stream with what was said, not with an error.
+      last ??= generation.end(signal?.aborted ? "aborted" : "length");
+      const usage = generation.usage(cached);
+      this.counts.generatedTokens += usage.completionTokens;
+      this.counts.promptTokens += usage.promptTokens;
+      this.counts.cachedTokens += cached;
+      yield { ...last, usage, timings: { prefillMs: prefillMs ?? 0, decodeMs: performance.now() - started } };
+    } catch (error) {
+      this.session.clear();
+      throw runtimeError(`${this.info.id} stopped`, error);
+    } finally {
+      done();
+    }
+  }
+
+  private async takeTurn(): Promise<() => void> {
+    let done: () => void = () => undefined;
+    const before = this.turn;
+    this.turn = new Promise<void>((resolve) => (done = resolve));
+    this.counts.waiting++;
+    await before;
+    this.counts.waiting--;
+    this.counts.running++;
+    return () => {
+      this.counts.running--;
+      done();
+    };
+  }
+
+  async embed(prompts: readonly (readonly number[])[]): Promise<Float32Array[]> {
+    this.embedder ??= this.openEmbedder().then(({ session }) => session);
+    const session = await this.embedder;
+    const done = await this.takeTurn();
+    try {
+      const vectors: Float32Array[] = [];
+      for (const prompt of prompts) vectors.push(await this.embedOne(session, prompt));
+      return vectors;
+    } catch (error) {
+      throw runtimeError(`${this.info.id}: embedding`, error);
+    } finally {
+      done();
+    }
+  }
+
+  private async embedOne(session: InferenceSession, prompt: readonly number[]): Promise<Float32Array> {
+    const run = new WebSession(this.ort, session);
+    const hidden = await run.hiddenStates(prompt);
+    const [, tokens, size] = hidden.dims;
+    const data = (await hidden.getData()) as Float32Array;
+    const mean = new Float32Array(size);
+    for (let at = 0; at < tokens * size; at++) mean[at % size] += data[at] / tokens;
+    const norm = Math.hypot(...mean) || 1;
+    run.clear();
+    return mean.map((value) => value / norm);
+  }
+
+  stats(): EngineStats {
+    return { ...this.counts };
+  }
+
+  async dispose(): Promise<void> {
+    await this.session.dispose();
+    await (await this.embedder)?.release();
+  }
 }

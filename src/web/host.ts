@@ -1,9 +1,8 @@
 /** The worker's side: it holds one model, answers the page's requests, and lends its engine to other ports. */
 import { NibbleError } from "../errors.ts";
-import { readText } from "../files.ts";
 import type { Engine, Piece } from "../runtime/engine.ts";
 import { type BuildChoice, chooseBuild, probeDevice } from "./device.ts";
-import { openWebEngine } from "./engine.ts";
+import { openWebEngine, tokenizerFiles } from "./engine.ts";
 import { loadOrt } from "./ort.ts";
 import type { EngineMethods, GenerateRequest, LoadEvent, LoadedModel, LoadRequest, WorkerMethods } from "./protocol.ts";
 import { openRemote, type RemoteFile } from "./remote.ts";
@@ -66,7 +65,7 @@ function engineHandlers(engine: () => Engine): Handlers<EngineMethods> {
   };
 }
 
-const tokenizerFilesOf = new WeakMap<Engine, ReadonlyMap<string, string>>();
+const tokenizerFilesOf = new WeakMap<Engine, ReadonlyMap<string, Uint8Array>>();
 
 function pieces(engine: Engine, { prompt, options }: GenerateRequest, signal: AbortSignal): AsyncIterable<Piece> {
   const { tokenizer } = engine;
@@ -136,20 +135,4 @@ type OpenFolder = Awaited<ReturnType<ModelStore["folder"]>>;
 
 async function sized(folder: OpenFolder, path: string): Promise<RemoteFile> {
   return { path, sizeBytes: (await folder.blob(path)).size };
-}
-
-const TOKENIZER_FILES = [
-  "config.json",
-  "generation_config.json",
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "chat_template.jinja",
-  "chat_template.json",
-];
-
-async function tokenizerFiles(folder: OpenFolder): Promise<ReadonlyMap<string, string>> {
-  const files = new Map<string, string>();
-  for (const name of TOKENIZER_FILES) if (await folder.has(name)) files.set(name, await readText(folder, name));
-  return files;
 }

@@ -54,7 +54,7 @@ export interface ModelPeek {
 export interface EngineMethods {
   readonly info: { params: Nothing; result: EngineInfo; event: never };
   /** The tokenizer's own files: the other side builds its own, so encoding needs no message. */
-  readonly tokenizerFiles: { params: Nothing; result: ReadonlyMap<string, string>; event: never };
+  readonly tokenizerFiles: { params: Nothing; result: ReadonlyMap<string, Uint8Array>; event: never };
   readonly generate: { params: GenerateRequest; result: Nothing; event: Piece };
   readonly embed: { params: readonly (readonly number[])[]; result: Float32Array[]; event: never };
   readonly stats: { params: Nothing; result: EngineStats; event: never };
