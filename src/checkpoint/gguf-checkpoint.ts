@@ -48,6 +48,12 @@ export async function openGgufCheckpoint(
   if (!tensors.has("token_embd.weight")) {
     throw new NibbleError("bad_weights", `${name} has no tensor token_embd.weight.`, { param: "token_embd.weight" });
   }
+  if (metadata.int("block_count") > tensors.size) {
+    throw metadata.error(
+      "block_count",
+      `is ${metadata.int("block_count")}, but there are only ${tensors.size} tensors`,
+    );
+  }
   const model: GgufModel = { metadata, tensors, ropeFactors: await readRopeFactors(tensors) };
   const config = architecture.config(model);
   const map = nameTensors(architecture, tensors, headCounts(model), metadata);

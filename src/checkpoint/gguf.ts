@@ -243,6 +243,7 @@ function readTensorInfo(cursor: Cursor, index: number): GgufTensor {
   if (dims > MAX_DIMS) throw badFile(source, `${what} has ${dims} dimensions, above ${MAX_DIMS}`);
   const shape: number[] = [];
   for (let i = 0; i < dims; i++) shape.unshift(cursor.count(what));
+  if (shape.includes(0)) throw badFile(source, `${what} has the shape [${shape}]`);
   const id = cursor.u32(what);
   const type = typeById(id);
   if (!type) throw badFile(source, `${what} has the unknown type ${id}`);

@@ -132,6 +132,7 @@ describe("what is not a model Nibble reads says why", () => {
       /attention\.temperature_scale \(0\.1/,
     ],
     ["a missing key", { "llama.block_count": "one" }, tensors, "bad_config", /block_count is "one"/],
+    ["more layers than tensors", { "llama.block_count": u32(2 ** 32 - 1) }, tensors, "bad_config", /only 2 tensors/],
     ["bidirectional attention", { "llama.attention.causal": false }, tensors, "bad_config", /causal is false/],
     ["an unknown scaling", { "llama.rope.scaling.type": "dynamic" }, tensors, "bad_config", /dynamic/],
     [

@@ -214,6 +214,7 @@ describe("headers that lie are refused", () => {
       /blocks of 32/,
     ],
     ["2^52 rows", (v, at) => v.setBigUint64(infoOf(nameOfA(at)) + 12, 2n ** 52n, true), "bad_file", /needs/],
+    ["no rows", (v, at) => v.setBigUint64(infoOf(nameOfA(at)) + 12, 0n, true), "bad_file", /shape \[0,32\]/],
     [
       "an unknown tensor type",
       (v, at) => v.setUint32(infoOf(nameOfA(at)) + 20, 77, true),
