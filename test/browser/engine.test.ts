@@ -1,0 +1,185 @@
+/** The engine in Chromium: the same tokens as the reference, whatever runs them. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Page } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { repoPath } from "../helpers.ts";
+import { type Built, buildHarness, buildPage } from "./build.ts";
+import { noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
+import type { Harness } from "./fixtures/harness.ts";
+import { type Host, startHost } from "./host.ts";
+
+declare const nibble: Harness;
+
+const golden = JSON.parse(readFileSync(repoPath("models/stories260k/golden.json"), "utf8")) as {
+  greedy_from_bos: { tokens: number[]; text: string };
+};
+const BOS = 1;
+/** SwiftShader takes about 120 ms a token. */
+const WEBGPU_TOKENS = 32;
+const WEBGPU_LIMIT_MS = 150_000;
+
+interface Said {
+  readonly ids: number[];
+  readonly text: string;
+  readonly build: string;
+  readonly threads: number;
+  readonly reason: string;
+  readonly cachedTokens: number;
+}
+
+/** Greedy tokens after a prompt of ids, from a fresh engine. */
+function greedy(page: Page, device: "auto" | "wasm" | "webgpu", prompt: number[], maxTokens: number): Promise<Said> {
+  return page.evaluate(
+    async ([wish, start, count]) => {
+      const { startWorker } = nibble;
+      const engine = await nibble.createEngine("/model/", { startWorker, device: wish, ortUrl: "/ort/" });
+      const ids: number[] = [];
+      let text = "";
+      let cachedTokens = -1;
+      const options = { temperature: 0, maxTokens: count, ignoreEos: true };
+      for await (const piece of engine.generate({ kind: "ids", ids: start }, options)) {
+        ids.push(...piece.tokens);
+        text += piece.text;
+        cachedTokens = piece.usage?.cachedTokens ?? cachedTokens;
+      }
+      const { build, threads, reason } = engine.model.choice;
+      engine.dispose();
+      return { ids, text, build, threads, reason, cachedTokens };
+    },
+    [device, prompt, maxTokens] as const,
+  );
+}
+
+describe.skipIf(noChromium())("the engine in Chromium", () => {
+  let page: Built;
+  let harness: Built;
+  let hosts: Record<"plain" | "isolated", Host>;
+
+  beforeAll(async () => {
+    [page, harness] = await Promise.all([buildPage(), buildHarness()]);
+    const folders = {
+      "/": harness.folder,
+      "/model/": join(page.folder, "models/stories260k/"),
+      "/ort/": join(page.folder, "ort/"),
+    };
+    hosts = { plain: await startHost({ folders }), isolated: await startHost({ folders, isolated: true }) };
+  });
+  afterAll(async () => {
+    for (const host of Object.values(hosts ?? {})) await host.close();
+    await Promise.all([page?.remove(), harness?.remove()]);
+  });
+
+  const inBrowser = <T>(
+    host: "plain" | "isolated",
+    run: (page: Page) => Promise<T>,
+    options?: { flags?: readonly string[]; timeoutMs?: number },
+  ) => withBrowser(async (context) => run((await openPage(context, `${hosts[host].url}/harness.html`)).page), options);
+
+  test("on one WASM thread says the 256 tokens that the reference says", () =>
+    inBrowser("plain", async (tab) => {
+      const said = await greedy(tab, "wasm", [BOS], 256);
+      expect(said).toMatchObject({ build: "wasm", threads: 1 });
+      expect(said.reason).toContain("COOP and COEP");
+      expect(said.ids).toEqual(golden.greedy_from_bos.tokens);
+      expect(said.text.trim()).toBe(golden.greedy_from_bos.text.trim());
+    }));
+
+  test("on WASM threads, where the host sends the headers, says them too", () =>
+    inBrowser("isolated", async (tab) => {
+      const wanted = await tab.evaluate(() => Math.max(1, Math.min(4, Math.ceil(navigator.hardwareConcurrency / 2))));
+      const said = await greedy(tab, "wasm", [BOS], 256);
+      expect(said.threads).toBe(wanted);
+      expect(said.ids).toEqual(golden.greedy_from_bos.tokens);
+      const two = await tab.evaluate(async () => {
+        const options = { startWorker: nibble.startWorker, device: "wasm", threads: 2, ortUrl: "/ort/" } as const;
+        const engine = await nibble.createEngine({ kind: "stored", id: "model" }, options);
+        const ids: number[] = [];
+        const prompt = { kind: "ids", ids: [1] } as const;
+        for await (const piece of engine.generate(prompt, { temperature: 0, maxTokens: 64 })) ids.push(...piece.tokens);
+        return ids;
+      });
+      expect(two).toEqual(golden.greedy_from_bos.tokens.slice(0, 64));
+    }));
+
+  test(
+    "on WebGPU says the same tokens, caches kept in GPU buffers",
+    () =>
+      inBrowser(
+        "plain",
+        async (tab) => {
+          const said = await greedy(tab, "webgpu", [BOS], WEBGPU_TOKENS);
+          expect(said.build).toMatch(/^webgpu-/);
+          expect(said.ids).toEqual(golden.greedy_from_bos.tokens.slice(0, WEBGPU_TOKENS));
+        },
+        { flags: WEBGPU, timeoutMs: WEBGPU_LIMIT_MS },
+      ),
+    WEBGPU_LIMIT_MS + 10_000,
+  );
+
+  test("falls back to WASM where no adapter is, and says so", () =>
+    inBrowser("plain", async (tab) => {
+      const report = await tab.evaluate(() => nibble.probe({ startWorker: nibble.startWorker }));
+      expect(report.gpu).toBeUndefined();
+      expect(report.noGpuReason).toMatch(/no adapter|no WebGPU/);
+      const said = await greedy(tab, "auto", [BOS], 8);
+      expect(said.build).toBe("wasm");
+      expect(said.reason).toContain(report.noGpuReason);
+      const error = await tab.evaluate(async () => {
+        const options = { startWorker: nibble.startWorker, device: "webgpu", ortUrl: "/ort/" } as const;
+        return nibble
+          .createEngine("/model/", options)
+          .catch((problem) => ({ code: problem.code, message: problem.message }));
+      });
+      expect(error).toMatchObject({ code: "unsupported" });
+    }));
+
+  test("keeps the shared beginning of two prompts and says what a fresh engine says", () =>
+    inBrowser("plain", async (tab) => {
+      const [again, fresh] = await tab.evaluate(async () => {
+        const options = { startWorker: nibble.startWorker, device: "wasm", ortUrl: "/ort/" } as const;
+        const ask = async (engine: Awaited<ReturnType<typeof nibble.createEngine>>, ids: number[]) => {
+          const out: number[] = [];
+          let cached = 0;
+          for await (const piece of engine.generate({ kind: "ids", ids }, { temperature: 0, maxTokens: 16 })) {
+            out.push(...piece.tokens);
+            cached = piece.usage?.cachedTokens ?? cached;
+          }
+          return { out, cached };
+        };
+        const shared = [1, 403, 407, 261, 378];
+        const kept = await nibble.createEngine("/model/", options);
+        await ask(kept, [...shared, 432, 383]);
+        const second = await ask(kept, [...shared, 286, 261]);
+        kept.dispose();
+        const other = await nibble.createEngine({ kind: "stored", id: "model" }, options);
+        return [second, await ask(other, [...shared, 286, 261])];
+      });
+      expect(again.cached).toBe(5);
+      expect(fresh.cached).toBe(0);
+      expect(again.out).toEqual(fresh.out);
+    }));
+
+  test("answers in OpenAI's shape, whole and streamed, and stops when told", () =>
+    inBrowser("plain", async (tab) => {
+      const result = await tab.evaluate(async () => {
+        const options = { startWorker: nibble.startWorker, device: "wasm", ortUrl: "/ort/" } as const;
+        const engine = await nibble.createEngine("/model/", options);
+        const control = new AbortController();
+        let pieces = 0;
+        let finish = "";
+        const endless = { temperature: 0, ignoreEos: true, signal: control.signal };
+        for await (const piece of engine.generate({ kind: "text", text: "Once" }, endless)) {
+          if (++pieces === 5) control.abort();
+          finish = piece.finish ?? finish;
+        }
+        const messages = [{ role: "user", content: "Hi" }];
+        const noTemplate = await engine.chat.completions.create({ messages }).catch((error) => error.code as string);
+        return { pieces, finish, noTemplate, info: engine.model.info };
+      });
+      expect(result.finish).toBe("aborted");
+      expect(result.pieces).toBeLessThan(20);
+      expect(typeof result.noTemplate).toBe("string");
+      expect(result.info).toMatchObject({ modelType: "llama", contextLength: 512, kv: { format: "fp32" } });
+    }));
+});
