@@ -238,7 +238,8 @@ async function readSource(folder: FolderSource, path: string): Promise<SourceFil
   };
 }
 
-async function readSideFiles(folder: FolderSource, files: readonly string[]): Promise<Map<string, Uint8Array>> {
+/** Tokenizer, template and licence, as bytes. */
+export async function readSideFiles(folder: FolderSource, files: readonly string[]): Promise<Map<string, Uint8Array>> {
   const sideFiles = new Map<string, Uint8Array>();
   for (const path of files.filter((file) => SIDE_FILES.test(file))) {
     const source = await folder.open(path);

@@ -129,7 +129,8 @@ export function textPart<Tensor>(
   };
 }
 
-function textName(name: string): string | undefined {
+/** A text model's own name of a tensor of a multimodal checkpoint; undefined for what is no text. */
+export function textName(name: string): string | undefined {
   const rule = PREFIXES.find(([prefix]) => prefix.test(name));
   return rule && name.replace(rule[0], rule[1]);
 }
