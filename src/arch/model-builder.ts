@@ -252,6 +252,11 @@ export class ModelBuilder {
     return ops.mul(this.g, a, b);
   }
 
+  /** The last dimension in `count` equal parts. */
+  split(x: Value, count: number): Value[] {
+    return ops.splitLast(this.g, x, Array<number>(count).fill((x.shape.at(-1) as number) / count));
+  }
+
   sigmoid(x: Value): Value {
     return ops.sigmoid(this.g, x);
   }
@@ -339,6 +344,16 @@ export class ModelBuilder {
     this.cachedLengths = { seqlensK, totalSequenceLength: ops.cast(g, total, "int32") };
     g.scope = scope;
     return this.cachedLengths;
+  }
+
+  /** How many of the rows given now are tokens, the rest being padding: int64 (batch, 1). */
+  newTokens(): Value {
+    if (!this.sequence)
+      throw new NibbleError("engine", "newTokens() before the graph has a sequence: call setSequence.");
+    const { g } = this;
+    const total = ops.reduceSum(g, this.attentionMask(), 1, true); // (batch, 1), what came before included
+    const seq = ops.shapeOf(g, this.sequence, 1);
+    return g.node("Min", [total, seq], [{ type: "int64", shape: ["batch_size", 1] }])[0];
   }
 
   /** Position of every token, int64 (batch, seq): tokens already there (none in a padded prefill) plus 0, 1, 2, ... */

@@ -37,6 +37,7 @@ export function headLayout(headDim: number, rotaryDim: number): HeadLayout {
 export function fullKv({ cached = true }: { cached?: boolean } = {}): KvGraph {
   return {
     format: "full",
+    stateless: !cached,
     attend(m, inputs, spec) {
       const layout = headLayout(spec.headDim, spec.rope?.rotaryDim ?? 0);
       const { query, key, value, cos, sin } = rotated(m, inputs, spec, layout);

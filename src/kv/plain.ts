@@ -13,6 +13,7 @@ const MASKED = -1e30;
 export function plainAttention(): KvGraph {
   return {
     format: "none",
+    stateless: true,
     attend(m, { q, k, v }, spec) {
       const { g } = m;
       const { heads, kvHeads, headDim } = spec;

@@ -15,6 +15,8 @@ export interface AttentionInputs {
 export interface KvGraph {
   /** "fp32", "fp16", "int8", ...: the name of `--kv`. */
   readonly format: string;
+  /** Nothing is remembered between runs: the graph starts from an empty cache and forgets it. */
+  readonly stateless?: boolean;
   /** Emits attention with its cache inputs and outputs; returns (batch, seq, heads * headDim). */
   attend(m: ModelBuilder, inputs: AttentionInputs, spec: AttentionSpec): Value;
 }

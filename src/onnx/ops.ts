@@ -189,6 +189,22 @@ export function slice(g: Graph, x: Value, start: Value, end: Value, axis: number
   return g.node("Slice", [x, start, end, g.ints([axis])], [{ type: x.type, shape: x.shape.with(axis, size) }])[0];
 }
 
+/** `count` rows of zeros in front of the axis. */
+export function padFront(g: Graph, x: Value, axis: number, count: number, size: Dim): Value {
+  const pads = Array<number>(2 * x.shape.length)
+    .fill(0)
+    .with(axis, count);
+  return g.node("Pad", [x, g.ints(pads)], [{ type: x.type, shape: x.shape.with(axis, size) }])[0];
+}
+
+/** Rows of x (batch, rows, ...) at indices (batch, n), each sequence its own: (batch, n, ...). */
+export function gatherRows(g: Graph, x: Value, indices: Value): Value {
+  const shape = [x.shape[0], indices.shape[1], ...x.shape.slice(2)];
+  return g.node("GatherND", [x, unsqueeze(g, indices, 2)], [{ type: x.type, shape }], {
+    attributes: { batch_dims: 1 },
+  })[0];
+}
+
 export function unsqueeze(g: Graph, x: Value, axis: number): Value {
   const at = axis < 0 ? x.shape.length + 1 + axis : axis;
   return g.node("Unsqueeze", [x, g.ints([at])], [{ type: x.type, shape: x.shape.toSpliced(at, 0, 1) }])[0];
