@@ -8,6 +8,7 @@ import { gemma3 } from "./gemma3.ts";
 import { gptNeox } from "./gpt-neox.ts";
 import { gpt2 } from "./gpt2.ts";
 import { granite } from "./granite.ts";
+import { lfm2 } from "./lfm2.ts";
 import { llama } from "./llama.ts";
 import { mistral } from "./mistral.ts";
 import { mixtral } from "./mixtral.ts";
@@ -42,6 +43,7 @@ const architectures = [
   olmoe,
   qwen2Moe,
   qwen3Moe,
+  lfm2,
 ] as unknown as readonly Architecture[];
 
 /** Every `model_type` that can be loaded. */
