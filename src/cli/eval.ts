@@ -10,7 +10,7 @@ import { readText } from "../files.ts";
 import { cpuOrt } from "../node/cpu-ort.ts";
 import { nodeFolder } from "../node/files.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
-import { readTextFile } from "../node/text-windows.ts";
+import { readTextFile, shippedText } from "../node/text-windows.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { type CheckpointFlags, wholeNumber, withCheckpointFlags } from "./options.ts";
 import { table } from "./output.ts";
@@ -18,7 +18,7 @@ import { runCommand } from "./run.ts";
 
 interface EvalFlags extends CheckpointFlags {
   readonly against: string;
-  readonly text: string;
+  readonly text?: string;
   readonly windows: number;
   readonly sequenceLength: number;
   readonly floatActivations?: boolean;
@@ -30,7 +30,7 @@ export const evalCommand = withCheckpointFlags(
     .description("perplexity, KL divergence and agreement of an exported folder against its checkpoint")
     .argument("<dir>", "an exported folder")
     .requiredOption("--against <checkpoint>", "the checkpoint that it was made from")
-    .requiredOption("--text <file>", "text to score: .txt or .jsonl")
+    .option("--text <file>", "text to score: .txt or .jsonl (default: the mixed set that ships with nibble)")
     .option("--windows <n>", "windows of the text, spread evenly over it", wholeNumber, 16)
     .option("--sequence-length <n>", "tokens of a window; the first one is not scored", wholeNumber, 512)
     .addOption(
@@ -45,7 +45,7 @@ export const evalCommand = withCheckpointFlags(
     const checkpoint = await openCheckpoint(flags.against, { adapter: flags.adapter, ...progress });
     try {
       const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
-      const { name, texts } = await readTextFile(flags.text, tokenizer);
+      const { name, texts } = await (flags.text ? readTextFile(flags.text, tokenizer) : shippedText(tokenizer));
       const { windows: count, sequenceLength } = flags;
       const windows = tokenWindows(tokenizer, { texts, sequenceLength, windows: count });
       const accuracyLevel = flags.floatActivations ? 0 : undefined;

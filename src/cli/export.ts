@@ -4,13 +4,22 @@ import type { Manifest } from "../export/model-folder.ts";
 import { exportFolder } from "../node/export-folder.ts";
 import { formatBytes } from "../node/memory.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
-import { type CheckpointFlags, wholeNumber, withCheckpointFlags, withRefusedFlags } from "./options.ts";
+import {
+  type CheckpointFlags,
+  calibrationText,
+  wholeNumber,
+  withCheckpointFlags,
+  withRefusedFlags,
+} from "./options.ts";
 import { runCommand } from "./run.ts";
 
 interface ExportFlags extends CheckpointFlags {
   readonly output: string;
   readonly dtype: "fp32" | "fp16";
+  readonly calibration?: string;
+  readonly threads?: number;
   readonly context?: number;
+  readonly check: boolean;
   readonly force?: boolean;
 }
 
@@ -21,7 +30,10 @@ const command = new Command("export")
   .addOption(
     new Option("--dtype <type>", "of weights, activations and KV cache").choices(["fp32", "fp16"]).default("fp32"),
   )
+  .option("--calibration <file>", "text to check the result by: .txt or .jsonl (default: a mixed set)")
+  .option("--threads <n>", "CPU threads", wholeNumber)
   .option("--context <tokens>", "longest text (default: the model's, at most 32768)", wholeNumber)
+  .option("--no-check", "keep the result without checking or measuring it")
   .option("--force", "replace a model that is in that folder");
 
 export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
@@ -34,8 +46,16 @@ export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
     const checkpoint = await openCheckpoint(spec, { adapter: flags.adapter, ...common });
     try {
       for (const note of checkpoint.notes) output.note(`note: ${note}`);
-      const { dtype, context: contextLength, force: overwrite } = flags;
-      const manifest = await exportFolder(checkpoint, flags.output, { dtype, contextLength, overwrite, ...common });
+      const { dtype, context: contextLength, force: overwrite, threads, check } = flags;
+      const text = await calibrationText(checkpoint, flags.calibration);
+      const manifest = await exportFolder(checkpoint, flags.output, {
+        dtype,
+        contextLength,
+        overwrite,
+        text,
+        threads,
+        ...common,
+      });
       output.result(madeLine(flags.output, manifest), { folder: flags.output, manifest });
     } finally {
       await checkpoint.dispose();
@@ -43,7 +63,8 @@ export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
   }),
 );
 
-export function madeLine(folder: string, { files, graph }: Manifest): string {
+export function madeLine(folder: string, { files, graph, measured }: Manifest): string {
   const sizeBytes = Object.values(files).reduce((sum, file) => sum + file.sizeBytes, 0);
-  return `made ${folder}: ${graph}, ${formatBytes(sizeBytes)} in ${Object.keys(files).length} files`;
+  const checked = measured ? "" : ", not checked";
+  return `made ${folder}: ${graph}, ${formatBytes(sizeBytes)} in ${Object.keys(files).length} files${checked}`;
 }

@@ -1,6 +1,9 @@
 /** Flags that several commands share, under the names that issue and README use. */
 import { type Command, InvalidArgumentError, Option } from "commander";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
+import { type NamedText, readTextFile } from "../node/text-windows.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { OutputFlags } from "./output.ts";
 
 export function wholeNumber(text: string): number {
@@ -65,4 +68,16 @@ export function withRefusedFlags(command: Command, flags: readonly string[]): Co
       param: used[0].attributeName(),
     });
   });
+}
+
+export const CALIBRATION_HELP =
+  "text to calibrate on and to judge the result by: .txt, or .jsonl with a text or messages a line (default: a mixed set)";
+
+/** The text of --calibration, or undefined for the shipped set. */
+export async function calibrationText(
+  checkpoint: Checkpoint,
+  path: string | undefined,
+): Promise<NamedText | undefined> {
+  if (path === undefined) return undefined;
+  return readTextFile(path, loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config }));
 }

@@ -4,19 +4,24 @@ import type { Drift } from "../eval/drift.ts";
 import { containerDtype, exportFolder } from "../node/export-folder.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
 import { quantize } from "../node/quantize.ts";
-import { readTextFile } from "../node/text-windows.ts";
-import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { madeLine } from "./export.ts";
-import { type CheckpointFlags, wholeNumber, withCheckpointFlags } from "./options.ts";
+import {
+  CALIBRATION_HELP,
+  type CheckpointFlags,
+  calibrationText,
+  wholeNumber,
+  withCheckpointFlags,
+} from "./options.ts";
 import { type RecipeFlags, recipeOf, withRecipeFlags } from "./recipe.ts";
 import { runCommand } from "./run.ts";
 
 interface QuantizeFlags extends CheckpointFlags, RecipeFlags {
   readonly output: string;
   readonly dtype: "q4" | "q4f16";
-  readonly calibration: string;
+  readonly calibration?: string;
   readonly threads?: number;
   readonly context?: number;
+  readonly check: boolean;
   readonly force?: boolean;
 }
 
@@ -25,13 +30,11 @@ const command = new Command("quantize")
   .argument("<checkpoint>", "a Hugging Face folder, .gguf, llama2.c .bin, or hub id org/name[@revision]")
   .requiredOption("-o, --output <dir>", "the folder to make");
 withRecipeFlags(command)
-  .requiredOption(
-    "--calibration <file>",
-    "text to calibrate on and to judge by: .txt, or .jsonl with a text or messages a line",
-  )
+  .option("--calibration <file>", CALIBRATION_HELP)
   .addOption(new Option("--dtype <type>", "q4f16 computes in float16").choices(["q4", "q4f16"]).default("q4"))
   .option("--threads <n>", "CPU threads", wholeNumber)
   .option("--context <tokens>", "longest text (default: the model's, at most 32768)", wholeNumber)
+  .option("--no-check", "keep the result without checking or measuring it")
   .option("--force", "replace a model that is in that folder");
 
 export const quantizeCommand = withCheckpointFlags(command).action((spec: string, flags: QuantizeFlags) =>
@@ -42,17 +45,18 @@ export const quantizeCommand = withCheckpointFlags(command).action((spec: string
     const checkpoint = await openCheckpoint(spec, { adapter, ...common });
     try {
       for (const note of checkpoint.notes) output.note(`note: ${note}`);
-      const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
-      const text = await readTextFile(flags.calibration, tokenizer);
+      const text = await calibrationText(checkpoint, flags.calibration);
       const quantized = await quantize(checkpoint, recipe, { text, ...common });
       const manifest = await exportFolder(quantized, flags.output, {
         dtype: containerDtype(recipe.bits, flags.dtype === "q4f16" ? "float16" : "float32"),
         contextLength: flags.context,
         overwrite: flags.force,
+        check: flags.check,
         ...common,
       });
-      const { drift } = manifest.measured as unknown as { readonly drift: Drift };
-      output.result(`${driftLine(drift)}\n${madeLine(flags.output, manifest)}`, { folder: flags.output, manifest });
+      const measured = manifest.measured as { readonly drift: Drift } | undefined;
+      const lines = [...(measured ? [driftLine(measured.drift)] : []), madeLine(flags.output, manifest)];
+      output.result(lines.join("\n"), { folder: flags.output, manifest });
     } finally {
       await checkpoint.dispose();
     }

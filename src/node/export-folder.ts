@@ -5,18 +5,22 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { verifyExport } from "../eval/verify.ts";
 import { type ExportInput, type ExportOptions, exportModel, writeManifest } from "../export/export.ts";
 import type { Manifest, ModelDtype } from "../export/model-folder.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { cpuOrt } from "./cpu-ort.ts";
 import { nodeSink } from "./folder-sink.ts";
 import { rememberModel } from "./models.ts";
 import type { Quantized } from "./quantize.ts";
+import { type NamedText, shippedText, type TextWindows, textWindows } from "./text-windows.ts";
 
 export interface ExportFolderOptions extends Omit<ExportOptions, "dtype"> {
   /** Default: fp32, or of the codes' width with float32 activations (q4). */
   readonly dtype?: ModelDtype;
   /** Replace a model that is there already. */
   readonly overwrite?: boolean;
-  /** Held-back windows of token ids to check a float export by; a quantized model brings its own. */
-  readonly heldBack?: readonly (readonly number[])[];
+  /** Text to check a float export by (default: the set that ships with Nibble); a quantized model brings its own. */
+  readonly text?: NamedText;
+  /** Default true. False keeps a result that nothing was measured of, as for models with random weights. */
+  readonly check?: boolean;
   readonly threads?: number;
 }
 
@@ -28,14 +32,14 @@ export async function exportFolder(
 ): Promise<Manifest> {
   const input: ExportInput = "quantized" in source ? source.quantized : asItIs(source);
   const dtype = options.dtype ?? ("quantized" in source ? containerDtype(source.quantized.plan.bits) : "fp32");
-  const heldBack = "quantized" in source ? source.heldBack : (options.heldBack ?? []);
   const { signal, onProgress } = options;
   const out = await nodeSink(folder, { overwrite: options.overwrite });
   try {
     let manifest = await exportModel(input, out, { ...options, dtype });
-    if (heldBack.length > 0) {
-      const ort = cpuOrt(options.threads);
+    if (options.check ?? true) {
+      const heldBack = "quantized" in source ? source.heldBack : await checkWindows(source, options.text);
       const { model, weights } = input;
+      const ort = cpuOrt(options.threads);
       const measured = await verifyExport(ort, out.written, manifest, model, weights, heldBack, { signal, onProgress });
       manifest = { ...manifest, measured: { ...measured } };
       await writeManifest(out, manifest);
@@ -53,6 +57,11 @@ export async function exportFolder(
 function asItIs(checkpoint: Checkpoint): { readonly model: Model; readonly weights: Weights } {
   const model = resolveModel(checkpoint);
   return { model, weights: floatWeights(model.checkpoint) };
+}
+
+async function checkWindows(checkpoint: Checkpoint, text?: NamedText): Promise<TextWindows["heldBack"]> {
+  const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
+  return textWindows(checkpoint, tokenizer, text ?? (await shippedText(tokenizer)), 0).heldBack;
 }
 
 /** The name of transformers.js for the integers that codes of so many bits are stored in. */

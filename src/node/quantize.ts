@@ -10,11 +10,11 @@ import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { version } from "../version.ts";
 import { cpuOrt } from "./cpu-ort.ts";
 import { diskLayerStore } from "./layer-store.ts";
-import { type NamedText, textWindows } from "./text-windows.ts";
+import { type NamedText, shippedText, textWindows } from "./text-windows.ts";
 
 export interface QuantizeOptions {
-  /** What to calibrate on; part of it is held back to judge the result by. */
-  readonly text: NamedText;
+  /** What to calibrate on; part of it is held back to judge the result by. Default: the set that ships with Nibble. */
+  readonly text?: NamedText;
   readonly threads?: number;
   readonly onProgress?: OnProgress;
   readonly signal?: AbortSignal;
@@ -30,11 +30,12 @@ export interface Quantized {
 export async function quantize(
   checkpoint: Checkpoint,
   recipe: Recipe,
-  { text, threads, onProgress, signal }: QuantizeOptions,
+  { text, threads, onProgress, signal }: QuantizeOptions = {},
 ): Promise<Quantized> {
   const model = resolveModel(checkpoint);
   const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
-  const { calibration, heldBack, record } = textWindows(checkpoint, tokenizer, text, recipe.windows);
+  const named = text ?? (await shippedText(tokenizer));
+  const { calibration, heldBack, record } = textWindows(checkpoint, tokenizer, named, recipe.windows);
   const store = diskLayerStore({
     version,
     recipe,

@@ -1,12 +1,13 @@
 /** The text that calibrates a quantization and the text held back to judge it, as windows of tokens. */
 import { readFile } from "node:fs/promises";
-import { basename, extname } from "node:path";
+import { basename, extname, join } from "node:path";
 import { tokenWindows } from "../../quant/calibrate.ts";
 import { resolveModel } from "../arch/index.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
 import { sha256Hex } from "../hash.ts";
-import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import type { ChatMessage, Tokenizer } from "../tokenizer/tokenizer.ts";
+import { packageFolder } from "./package.ts";
 
 /** Text with the name that nibble.json gives it. */
 export interface NamedText {
@@ -74,7 +75,7 @@ export function textWindows(
 
 /**
  * A file of text (.txt and anything else; documents may be separated by <|endoftext|>), or one text a line (.jsonl: a string, or an object with "text" or
- * with "messages", which go through the model's chat template).
+ * with "messages", which go through the model's chat template, or one after the other where it has none).
  */
 export async function readTextFile(path: string, tokenizer: Tokenizer): Promise<NamedText> {
   const name = basename(path);
@@ -101,8 +102,26 @@ export async function readTextFile(path: string, tokenizer: Tokenizer): Promise<
     if (typeof value === "string") return [value];
     const { text, messages } = (value ?? {}) as { text?: unknown; messages?: unknown };
     if (typeof text === "string") return [text];
-    if (Array.isArray(messages)) return [tokenizer.applyChatTemplate(messages, { addGenerationPrompt: false })];
+    if (Array.isArray(messages)) return [renderMessages(tokenizer, messages)];
     throw problem("neither text nor messages");
   });
   return { name, texts };
+}
+
+function renderMessages(tokenizer: Tokenizer, messages: readonly ChatMessage[]): string {
+  if (tokenizer.chatTemplate === undefined) return messages.map(({ content }) => content).join("\n");
+  return tokenizer.applyChatTemplate(messages, { addGenerationPrompt: false });
+}
+
+/** A vocabulary below this is a toy's, trained on children's stories: languages and code are nothing to it. */
+const TOY_VOCABULARY = 2048;
+
+/**
+ * Text that ships with the package: the mixed set (quant/data/LICENSES.md), chats in the model's own template, or for
+ * toys like the embedded model a sample of TinyStories.
+ */
+export function shippedText(tokenizer: Tokenizer): Promise<NamedText> {
+  const path =
+    tokenizer.vocabSize < TOY_VOCABULARY ? "models/stories260k/stories-sample.txt" : "quant/data/calibration.jsonl";
+  return readTextFile(join(packageFolder(), ...path.split("/")), tokenizer);
 }
