@@ -1,0 +1,178 @@
+/**
+ * One answer to a conversation, as events that every API's converter reads: thoughts, text, tool calls, the end. The
+ * prompt is rendered here, so that one too long is refused with both numbers before it costs anything.
+ */
+import { NibbleError } from "../src/errors.ts";
+import type {
+  Engine,
+  GeneratedToken,
+  GenerateOptions,
+  Piece,
+  Timings,
+  TokenLogprob,
+  Usage,
+} from "../src/runtime/engine.ts";
+import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../src/tokenizer/tokenizer.ts";
+import { ApiError, contextLengthError } from "./openai/errors.ts";
+import { ReasoningSplitter, thinkingState } from "./reasoning.ts";
+
+/** A chat request of any API, in the engine's terms. */
+export interface ChatJob {
+  readonly messages: readonly ChatMessage[];
+  readonly template: ChatTemplateOptions;
+  readonly generate: GenerateOptions;
+  readonly tools?: ToolUse;
+  /** Thoughts apart from the answer; false leaves them in the text. */
+  readonly splitReasoning: boolean;
+}
+
+export interface ToolUse {
+  readonly definitions: readonly ToolDefinition[];
+  /** "auto" lets the model choose; the others force a call. */
+  readonly choice: "auto" | "required" | { readonly name: string };
+  readonly parallel: boolean;
+}
+
+export interface ToolDefinition {
+  readonly name: string;
+  readonly description?: string;
+  /** JSON Schema of the arguments. */
+  readonly parameters: Readonly<Record<string, unknown>>;
+  readonly strict?: boolean;
+}
+
+export interface FinalUsage extends Usage {
+  readonly reasoningTokens: number;
+}
+
+export type AnswerEvent =
+  | {
+      readonly kind: "text" | "reasoning";
+      readonly text: string;
+      readonly tokens: readonly number[];
+      readonly logprobs?: readonly GeneratedToken[];
+    }
+  | { readonly kind: "tool_call"; readonly index: number; readonly id: string; readonly name: string }
+  | { readonly kind: "arguments"; readonly index: number; readonly text: string }
+  | {
+      readonly kind: "finish";
+      readonly reason: "stop" | "length" | "tool_calls";
+      readonly stopString?: string;
+      readonly usage: FinalUsage;
+      readonly timings?: Timings;
+    };
+
+/** The rendered prompt of a conversation, as text and ids. */
+export interface RenderedPrompt {
+  readonly text: string;
+  readonly ids: readonly number[];
+}
+
+export function renderPrompt(tokenizer: Tokenizer, job: Pick<ChatJob, "messages" | "template">): RenderedPrompt {
+  if (tokenizer.chatTemplate === undefined) {
+    // a base model: it continues the messages' plain text, as a completion would
+    const text = job.messages.map(({ content }) => (typeof content === "string" ? content : "")).join("\n");
+    return { text, ids: tokenizer.encode(text) };
+  }
+  let text: string;
+  try {
+    text = tokenizer.applyChatTemplate(job.messages, job.template);
+  } catch (error) {
+    if (error instanceof NibbleError && error.code !== "engine") throw withParam(error);
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new ApiError(400, "invalid_value", `The model's chat template refuses these messages: ${reason}`, {
+      param: "messages",
+    });
+  }
+  return { text, ids: tokenizer.encode(text, { addSpecialTokens: false }) };
+}
+
+function withParam(error: NibbleError): NibbleError {
+  return error.param ? error : new NibbleError(error.code, error.message, { cause: error, param: "messages" });
+}
+
+export function requireContext(engine: Engine, ids: readonly number[], param: string): void {
+  const { contextLength } = engine.info;
+  if (ids.length >= contextLength) throw contextLengthError(param, contextLength, ids.length);
+}
+
+/** Runs one answer; the last event is `finish`. */
+export async function* answer(
+  engine: Engine,
+  job: ChatJob,
+  prompt: RenderedPrompt,
+  signal: AbortSignal,
+): AsyncGenerator<AnswerEvent> {
+  const { tokenizer } = engine;
+  const thinking = job.splitReasoning ? thinkingState(tokenizer.chatTemplate, prompt.text) : "never";
+  const splitter = new ReasoningSplitter(thinking);
+  const held = new HeldTokens(tokenizer, job.generate.keepSpecialTokens ?? false);
+  let reasoningTokens = 0;
+  for await (const piece of engine.generate(prompt.ids, { ...job.generate, signal })) {
+    held.add(piece);
+    const wasThinking = splitter.thinking;
+    const parts = splitter.push(piece.text);
+    if (piece.finish) parts.push(...splitter.end());
+    for (const { kind, text } of parts) yield { kind, text, ...held.take() };
+    if (wasThinking || splitter.thinking) reasoningTokens += piece.tokens.length;
+    if (piece.finish === "aborted") throw new NibbleError("aborted", "The request was cancelled.");
+    if (piece.finish) {
+      yield {
+        kind: "finish",
+        reason: piece.finish,
+        stopString: piece.stopString,
+        usage: { ...requireUsage(piece), reasoningTokens },
+        timings: piece.timings,
+      };
+      return;
+    }
+  }
+  throw new NibbleError("engine", `${engine.info.id}: the stream ended without a last piece.`);
+}
+
+export function requireUsage(piece: Piece): Usage {
+  if (!piece.usage) throw new NibbleError("engine", "The last piece carries no usage.");
+  return piece.usage;
+}
+
+/** Tokens whose text is still held back, given out with the text that they belong to. */
+export class HeldTokens {
+  private tokens: number[] = [];
+  private logprobs: GeneratedToken[] | undefined;
+
+  constructor(
+    private readonly tokenizer: Tokenizer,
+    private readonly keepSpecial: boolean,
+  ) {}
+
+  add(piece: Piece): void {
+    const shown = (id: number) => this.keepSpecial || !this.tokenizer.isSpecial(id);
+    this.tokens.push(...piece.tokens.filter(shown));
+    if (piece.logprobs) (this.logprobs ??= []).push(...piece.logprobs.filter(({ id }) => shown(id)));
+  }
+
+  take(): { tokens: readonly number[]; logprobs?: readonly GeneratedToken[] } {
+    const { tokens, logprobs } = this;
+    this.tokens = [];
+    if (logprobs) this.logprobs = [];
+    return logprobs ? { tokens, logprobs } : { tokens };
+  }
+}
+
+/** A token as OpenAI shows it: text, and the bytes where the text is not whole. */
+export function describeToken(
+  tokenizer: Tokenizer,
+  { id, logprob }: TokenLogprob,
+): {
+  token: string;
+  logprob: number;
+  bytes: number[];
+} {
+  const bytes = tokenizer.tokenBytes(id);
+  return { token: new TextDecoder().decode(bytes), logprob: finiteLogprob(logprob), bytes: [...bytes] };
+}
+
+/** JSON knows no infinity; OpenAI writes -9999 for a token that cannot come. */
+export function finiteLogprob(logprob: number): number {
+  return Number.isFinite(logprob) ? Math.min(0, logprob) : -9999;
+}

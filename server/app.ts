@@ -1,0 +1,74 @@
+/**
+ * The HTTP API over a registry of models, as one Hono app. It imports nothing of Node: `server/main.ts` puts it behind a
+ * socket, a Service Worker behind a page's own `fetch`.
+ */
+import { Hono } from "hono";
+import { NibbleError } from "../src/errors.ts";
+import { type Metrics, type RequestLog, requestFacts, type ServerContext } from "./context.ts";
+import { errorBody } from "./error-shape.ts";
+import { type BodyLimits, defaultBodyLimits } from "./json-body.ts";
+import { requestLogger } from "./log.ts";
+import type { ModelRegistry } from "./models.ts";
+import { ApiError, toHttpError } from "./openai/errors.ts";
+import { mountPage, type PageFiles } from "./page.ts";
+import { chatCompletions } from "./routes/chat-completions.ts";
+import { health } from "./routes/health.ts";
+import { models } from "./routes/models.ts";
+import { keyGuard, originGuard, type SecurityOptions } from "./security.ts";
+
+export interface AppOptions extends SecurityOptions {
+  readonly models: ModelRegistry;
+  /** Files of the chat page; without them `/` is 404. */
+  readonly page?: PageFiles;
+  readonly limits?: Partial<BodyLimits>;
+  /** A comment on event streams after this long without an event. */
+  readonly keepAliveMs?: number;
+  readonly metrics?: Metrics;
+  readonly log?: (record: RequestLog) => void;
+  readonly draining?: () => boolean;
+}
+
+/** Proxies commonly cut a connection after 60 s of silence, some after 30. */
+const DEFAULT_KEEP_ALIVE_MS = 10_000;
+
+export function createApp(options: AppOptions): Hono {
+  const context: ServerContext = {
+    registry: options.models,
+    limits: { ...defaultBodyLimits, ...options.limits },
+    keepAliveMs: options.keepAliveMs ?? DEFAULT_KEEP_ALIVE_MS,
+    draining: options.draining ?? (() => false),
+    metrics: options.metrics,
+    log: options.log ?? (() => undefined),
+  };
+  const app = new Hono();
+  app.use(requestLogger(context));
+  app.use(originGuard(options));
+  app.use(keyGuard(options.apiKeys ?? [], (path) => path === "/health" || !isApiPath(path)));
+
+  const routes = [chatCompletions, models, health];
+  for (const route of routes) app.route("/", route(context));
+  if (options.page) mountPage(app, options.page);
+
+  app.notFound((c) => {
+    const message = `Unknown request URL: ${c.req.method} ${c.req.path}. See /openapi.json.`;
+    const error = toHttpError(new ApiError(404, "unknown_url", message, { code: "not_found" }));
+    return c.json(errorBody(c.req.path, error), 404);
+  });
+  app.onError((error, c) => {
+    const http = toHttpError(error);
+    if (http.internal || !(error instanceof NibbleError)) requestFacts(c).error = error;
+    return new Response(JSON.stringify(errorBody(c.req.path, http)), {
+      status: http.status,
+      headers: {
+        "Content-Type": "application/json",
+        ...(http.retryAfterSeconds === undefined ? {} : { "Retry-After": String(http.retryAfterSeconds) }),
+      },
+    });
+  });
+  return app;
+}
+
+/** Everything but the page's files asks for a key. */
+function isApiPath(path: string): boolean {
+  return /^\/(v1|api|infill|tokenize|detokenize|apply-template|metrics|props|slots|openapi\.json)(\/|$)/.test(path);
+}

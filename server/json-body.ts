@@ -1,0 +1,75 @@
+/** A request's JSON body, within named limits. The content type is not asked for: `curl -d` sends another one. */
+import type { Context } from "hono";
+import { ApiError } from "./openai/errors.ts";
+
+export interface BodyLimits {
+  readonly maxBodyBytes: number;
+  /** Arrays and objects inside each other. */
+  readonly maxNesting: number;
+}
+
+/** A context of 100k tokens is under 1 MB of text; 16 MB leaves room for long tool results. */
+export const defaultBodyLimits: BodyLimits = { maxBodyBytes: 16 * 1024 * 1024, maxNesting: 64 };
+
+export type JsonObject = Record<string, unknown>;
+
+export async function readJsonBody(c: Context, limits: BodyLimits): Promise<JsonObject> {
+  const declared = Number(c.req.header("content-length") ?? 0);
+  if (declared > limits.maxBodyBytes) throw tooLarge(limits);
+  const text = await readText(c.req.raw.body, limits);
+  if (nesting(text) > limits.maxNesting) {
+    throw new ApiError(400, "invalid_json", `The JSON body nests deeper than ${limits.maxNesting} levels.`);
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    throw new ApiError(
+      400,
+      "invalid_json",
+      "We could not parse the JSON body of your request: the body has to be a JSON object.",
+    );
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw new ApiError(400, "invalid_json", "The JSON body of your request has to be an object.");
+  }
+  return value as JsonObject;
+}
+
+function tooLarge({ maxBodyBytes }: BodyLimits): ApiError {
+  return new ApiError(413, "request_too_large", `The body is larger than ${maxBodyBytes} bytes.`);
+}
+
+async function readText(stream: ReadableStream<Uint8Array> | null, limits: BodyLimits): Promise<string> {
+  if (!stream) return "";
+  const reader = stream.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  let sizeBytes = 0;
+  for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
+    sizeBytes += chunk.value.byteLength;
+    if (sizeBytes > limits.maxBodyBytes) {
+      await reader.cancel();
+      throw tooLarge(limits);
+    }
+    text += decoder.decode(chunk.value, { stream: true });
+  }
+  return text + decoder.decode();
+}
+
+/** The deepest nesting of brackets outside strings; cheap, and safe on what is not JSON. */
+export function nesting(text: string): number {
+  let depth = 0;
+  let deepest = 0;
+  let inString = false;
+  for (let at = 0; at < text.length; at++) {
+    const code = text.charCodeAt(at);
+    if (inString) {
+      if (code === 0x5c) at++;
+      else if (code === 0x22) inString = false;
+    } else if (code === 0x22) inString = true;
+    else if (code === 0x7b || code === 0x5b) deepest = Math.max(deepest, ++depth);
+    else if (code === 0x7d || code === 0x5d) depth--;
+  }
+  return deepest;
+}

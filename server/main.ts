@@ -1,0 +1,135 @@
+/** The server in Node: listens, answers, and ends in order on SIGTERM or SIGINT. */
+import type { Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { createAdaptorServer } from "@hono/node-server";
+import { NibbleError } from "../src/errors.ts";
+import { hasPage } from "../src/node/page.ts";
+import { createApp } from "./app.ts";
+import type { RequestLog } from "./context.ts";
+import { formatLog } from "./log.ts";
+import { ModelRegistry, type ModelSource, type RegistryOptions } from "./models.ts";
+import { prometheusMetrics } from "./node/metrics.ts";
+import { pageFiles } from "./node/page-files.ts";
+import type { SecurityOptions } from "./security.ts";
+
+export interface ServeOptions extends SecurityOptions, RegistryOptions {
+  readonly models: readonly ModelSource[];
+  /** Default 8080; 0 takes a free one. */
+  readonly port?: number;
+  /** Default 127.0.0.1: only this machine. */
+  readonly host?: string;
+  /** How long running answers may take after the first signal. */
+  readonly drainMs?: number;
+  readonly maxBodyBytes?: number;
+  readonly log?: (line: RequestLog) => void;
+}
+
+export interface RunningServer {
+  readonly url: string;
+  readonly port: number;
+  /** Takes no more requests, lets running ones end, then unloads the models. */
+  close(): Promise<void>;
+  /** Resolves when it has ended, whoever ended it. */
+  readonly closed: Promise<void>;
+}
+
+export const DEFAULT_PORT = 8080;
+export const DEFAULT_HOST = "127.0.0.1";
+const DEFAULT_DRAIN_MS = 30_000;
+
+/** A client has this long to send its headers and its body: a slow one holds no connection for ever. */
+const HEADERS_TIMEOUT_MS = 20_000;
+const REQUEST_TIMEOUT_MS = 120_000;
+const KEEP_ALIVE_TIMEOUT_MS = 65_000; // above the 60 s of common proxies, so that they close first
+const MAX_HEADER_BYTES = 16 * 1024;
+
+/** Listens; the first model is loaded at once, the others when asked for. */
+export async function serve(options: ServeOptions): Promise<RunningServer> {
+  const { host = DEFAULT_HOST, port = DEFAULT_PORT, drainMs = DEFAULT_DRAIN_MS } = options;
+  if (options.models.length === 0)
+    throw new NibbleError("bad_option", "There is no model to serve: name at least one.");
+  const registry = new ModelRegistry(options.models, options);
+  let draining = false;
+  const app = createApp({
+    ...options,
+    models: registry,
+    allowedHosts: [...(options.allowedHosts ?? []), host],
+    limits: options.maxBodyBytes === undefined ? {} : { maxBodyBytes: options.maxBodyBytes },
+    page: hasPage() ? pageFiles : undefined,
+    metrics: prometheusMetrics(registry),
+    draining: () => draining,
+  });
+  const server = createAdaptorServer({
+    fetch: app.fetch,
+    serverOptions: {
+      maxHeaderSize: MAX_HEADER_BYTES,
+      headersTimeout: HEADERS_TIMEOUT_MS,
+      requestTimeout: REQUEST_TIMEOUT_MS,
+      keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+    },
+  }) as Server;
+  await listen(server, port, host);
+  registry
+    .use(undefined)
+    .then((lease) => lease.release())
+    .catch(() => undefined); // the registry has said so, /health says so, and the next request tries again
+
+  const address = server.address() as AddressInfo;
+  let ending: Promise<void> | undefined;
+  let ended: () => void = () => undefined;
+  const closed = new Promise<void>((resolve) => {
+    ended = resolve;
+  });
+  const close = (): Promise<void> => {
+    ending ??= (async () => {
+      draining = true;
+      await closeServer(server, drainMs);
+      await registry.dispose();
+      ended();
+    })();
+    return ending;
+  };
+  const name = address.family === "IPv6" ? `[${address.address}]` : address.address;
+  return { url: `http://${name}:${address.port}`, port: address.port, close, closed };
+}
+
+function listen(server: Server, port: number, host: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once("error", (cause: NodeJS.ErrnoException) => {
+      const why = cause.code === "EADDRINUSE" ? "another program uses it; choose one with --port" : cause.message;
+      reject(new NibbleError("bad_option", `Cannot listen on ${host}:${port}: ${why}.`, { cause, param: "port" }));
+    });
+    server.listen(port, host, resolve);
+  });
+}
+
+/** No new connections; what still runs after `drainMs` is cut. */
+function closeServer(server: Server, drainMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const cut = setTimeout(() => server.closeAllConnections(), drainMs);
+    server.close(() => {
+      clearTimeout(cut);
+      resolve();
+    });
+    server.closeIdleConnections();
+  });
+}
+
+/** The first SIGTERM or SIGINT ends in order, the second one at once. */
+export function closeOnSignals(server: RunningServer, say: (text: string) => void = () => undefined): void {
+  let asked = false;
+  const onSignal = (signal: NodeJS.Signals): void => {
+    if (asked) process.exit(130); // 128 + SIGINT, as shells count
+    asked = true;
+    say(`${signal}: running answers end, then the server does; once more ends it at once`);
+    server.close().catch((error) => say(String(error)));
+  };
+  process.on("SIGTERM", onSignal);
+  process.on("SIGINT", onSignal);
+  server.closed.then(() => {
+    process.off("SIGTERM", onSignal);
+    process.off("SIGINT", onSignal);
+  });
+}
+
+export { formatLog };

@@ -1,0 +1,55 @@
+/** POST /v1/chat/completions */
+import { Hono } from "hono";
+import type { FinalUsage } from "../answer.ts";
+import { body, requestFacts, responseHead, type ServerContext } from "../context.ts";
+import { byChoice, type RunningAnswers, startAnswers } from "../generate.ts";
+import { type ChatRequest, parseChatRequest, toChatJob } from "../openai/chat-request.ts";
+import {
+  addUsage,
+  collect,
+  firstChunk,
+  type ResponseHead,
+  toChunk,
+  toCompletion,
+  usageChunk,
+} from "../openai/chat-response.ts";
+import { toHttpError } from "../openai/errors.ts";
+import { type SseEvent, sseResponse } from "../sse.ts";
+
+export function chatCompletions(context: ServerContext): Hono {
+  return new Hono().post("/v1/chat/completions", async (c) => {
+    const request = parseChatRequest(await body(c, context));
+    const count = request.n ?? 1;
+    const running = await startAnswers(c, context, request.model, count, (engine) => toChatJob(request, engine));
+    const head = responseHead("chatcmpl-", running.held.lease.id);
+    if (!request.stream) {
+      const lists = await byChoice(running.events, count);
+      const answers = lists.map(collect);
+      return c.json(toCompletion(head, answers, running.engine.tokenizer, request.logprobs ?? false));
+    }
+    return sseResponse(chunks(running, head, request), {
+      keepAliveMs: context.keepAliveMs,
+      onError: (error) => {
+        requestFacts(c).error = error;
+        return { data: JSON.stringify(toHttpError(error).body) };
+      },
+      onCancel: running.held.abort,
+    });
+  });
+}
+
+async function* chunks(running: RunningAnswers, head: ResponseHead, request: ChatRequest): AsyncGenerator<SseEvent> {
+  const { tokenizer } = running.engine;
+  const started = new Set<number>();
+  const usages: FinalUsage[] = [];
+  for await (const { index, item } of running.events) {
+    if (!started.has(index)) yield json(firstChunk(head, index));
+    started.add(index);
+    if (item.kind === "finish") usages.push(item.usage);
+    yield json(toChunk(head, index, item, tokenizer));
+  }
+  if (request.stream_options?.include_usage) yield json(usageChunk(head, addUsage(usages)));
+  yield { data: "[DONE]" };
+}
+
+const json = (value: unknown): SseEvent => ({ data: JSON.stringify(value) });

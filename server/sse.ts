@@ -1,0 +1,108 @@
+/**
+ * Server-sent events from an async iterable. The first event decides the status: an error before it is an ordinary
+ * JSON error. What takes longer than the keep-alive interval starts the stream with a comment instead.
+ */
+
+export interface SseEvent {
+  /** Sent as `event:`, where the API names its events. */
+  readonly event?: string;
+  readonly data: string;
+}
+
+export interface SseOptions {
+  /** A comment goes out after this long without an event, so that proxies keep the connection. */
+  readonly keepAliveMs: number;
+  /** The event that tells a client of an error after the stream began. */
+  readonly onError: (error: unknown) => SseEvent;
+  /** Called when the client goes away. */
+  readonly onCancel: () => void;
+}
+
+const encoder = new TextEncoder();
+
+export function formatEvent({ event, data }: SseEvent): string {
+  return event === undefined ? `data: ${data}\n\n` : `event: ${event}\ndata: ${data}\n\n`;
+}
+
+/** Starts the stream; throws what the iterable throws before its first event. */
+export async function sseResponse(events: AsyncIterable<SseEvent>, options: SseOptions): Promise<Response> {
+  const body = await eventStream(mapEvents(events, formatEvent), {
+    keepAliveMs: options.keepAliveMs,
+    keepAlive: ": keep-alive\n\n",
+    onError: (error) => formatEvent(options.onError(error)),
+    onCancel: options.onCancel,
+  });
+  return new Response(body, {
+    headers: {
+      "Content-Type": "text/event-stream; charset=utf-8",
+      "Cache-Control": "no-cache, no-transform",
+      "X-Accel-Buffering": "no", // nginx would hold events back
+    },
+  });
+}
+
+async function* mapEvents<A, B>(items: AsyncIterable<A>, change: (item: A) => B): AsyncGenerator<B> {
+  for await (const item of items) yield change(item);
+}
+
+export interface TextStreamOptions {
+  readonly keepAliveMs: number;
+  /** Sent where nothing else is; "" sends nothing. */
+  readonly keepAlive: string;
+  readonly onError: (error: unknown) => string;
+  readonly onCancel: () => void;
+}
+
+type Settled = { readonly result: IteratorResult<string> } | { readonly error: unknown };
+
+/** Text pieces as a body; each piece is one chunk, and the iterable runs only as fast as the client reads. */
+export async function eventStream(
+  pieces: AsyncIterable<string>,
+  options: TextStreamOptions,
+): Promise<ReadableStream<Uint8Array>> {
+  const iterator = pieces[Symbol.asyncIterator]();
+  const next = (): Promise<Settled> =>
+    iterator.next().then(
+      (result) => ({ result }),
+      (error) => ({ error }),
+    );
+  let pending = next();
+  const first = await settledWithin(pending, options.keepAliveMs);
+  if (first && "error" in first) throw first.error;
+
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const settled = await settledWithin(pending, options.keepAliveMs);
+        if (!settled) {
+          controller.enqueue(encoder.encode(options.keepAlive));
+        } else if ("error" in settled) {
+          controller.enqueue(encoder.encode(options.onError(settled.error)));
+          controller.close();
+        } else if (settled.result.done) {
+          controller.close();
+        } else {
+          controller.enqueue(encoder.encode(settled.result.value));
+          pending = next();
+        }
+      },
+      cancel() {
+        options.onCancel();
+        iterator.return?.().catch(() => undefined); // it is told to stop; what it throws has no reader
+      },
+    },
+    { highWaterMark: 1 },
+  );
+}
+
+async function settledWithin(pending: Promise<Settled>, timeoutMs: number): Promise<Settled | undefined> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const timeout = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), timeoutMs);
+  });
+  try {
+    return await Promise.race([pending, timeout]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
