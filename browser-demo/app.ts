@@ -7,7 +7,7 @@ import type { ModelSource } from "../src/web/remote.ts";
 import type { StoredModel } from "../src/web/store.ts";
 import type { PageMethods } from "./protocol.ts";
 import { findServer, type ServerInfo } from "./server-backend.ts";
-import { keepRuntimeOffline } from "./service-worker-link.ts";
+import { engineChanged, keepRuntimeOffline } from "./service-worker-link.ts";
 import { change, settings } from "./settings.ts";
 import { announce, Signal } from "./ui/dom.ts";
 
@@ -123,6 +123,8 @@ export function report(error: unknown): string {
   if (code === "engine") problem.value = { message, remedy: { label: "Load the model again", run: recover } };
   return message;
 }
+
+model.watch(() => void engineChanged());
 
 /** What a visit starts with: the device, the models there are, the last one opened again. */
 export async function start(): Promise<void> {

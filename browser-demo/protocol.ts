@@ -8,8 +8,10 @@ export interface QuantizeRequest {
   readonly method: "rtn" | "gptq" | "awq";
   readonly bits: 4;
   readonly groupSize: number;
-  /** Calibration text; not read by `rtn`. */
-  readonly texts: readonly string[];
+  /** Calibration text of the user's, in the place of the one that ships. */
+  readonly text?: File;
+  /** Folder with the calibration texts that ship with the page. */
+  readonly textUrl: string;
   readonly ortUrl: string;
 }
 

@@ -2,10 +2,10 @@
 import { NibbleError } from "../src/errors.ts";
 import type { Piece } from "../src/runtime/engine.ts";
 import type { ChatMessage } from "../src/tokenizer/tokenizer.ts";
+import { FOR_THE_HOST } from "./service-worker-link.ts";
 import type { Settings } from "./settings.ts";
 
-/** Tells this page's service worker, which answers /v1 itself, to let a request through to the host. */
-const TO_HOST = { "x-nibble-run": "server" };
+const TO_HOST = { [FOR_THE_HOST]: "server" };
 
 export interface ServerInfo {
   readonly models: readonly string[];

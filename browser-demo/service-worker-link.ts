@@ -5,11 +5,16 @@ import { ortFiles } from "../src/web/ort.ts";
 /** Messages to and from the service worker. */
 export type ToServiceWorker =
   | { readonly kind: "keep"; readonly urls: readonly string[] }
-  | { readonly kind: "engine"; readonly port: MessagePort }
-  | { readonly kind: "no-engine" };
+  /** Without a port: the page that was asked has no model open. */
+  | { readonly kind: "engine"; readonly port: MessagePort | undefined }
+  /** Another model was opened, or none is any more. */
+  | { readonly kind: "changed" };
 export interface FromServiceWorker {
   readonly kind: "need-engine";
 }
+
+/** A request to /v1 with this header is for the host, not for the engine in the page. */
+export const FOR_THE_HOST = "x-nibble-run";
 
 let registration: Promise<ServiceWorkerRegistration> | undefined;
 
@@ -24,9 +29,15 @@ export function registerServiceWorker(lend: () => MessagePort | undefined): void
   navigator.serviceWorker.addEventListener("message", ({ data, source }: MessageEvent<FromServiceWorker>) => {
     if (data.kind !== "need-engine") return;
     const port = lend();
-    const answer: ToServiceWorker = port ? { kind: "engine", port } : { kind: "no-engine" };
+    const answer: ToServiceWorker = { kind: "engine", port };
     source?.postMessage(answer, { transfer: port ? [port] : [] });
   });
+}
+
+/** Tells it that the engine it may have a port to is gone. */
+export async function engineChanged(): Promise<void> {
+  const message: ToServiceWorker = { kind: "changed" };
+  (await registration?.catch(() => undefined))?.active?.postMessage(message);
 }
 
 /** Asks it to keep the runtime that was just loaded, so that the next visit needs no network. */

@@ -3,7 +3,10 @@
  * routes only: it cannot start workers or load ONNX Runtime, so it asks an open page for a port to its engine.
  */
 /// <reference lib="webworker" />
-import type { FromServiceWorker, ToServiceWorker } from "./service-worker-link.ts";
+import { createApp } from "../server/app.ts";
+import { ModelRegistry } from "../server/models.ts";
+import { remoteEngine } from "../src/web/remote-engine.ts";
+import { FOR_THE_HOST, type FromServiceWorker, type ToServiceWorker } from "./service-worker-link.ts";
 
 declare const self: ServiceWorkerGlobalScope;
 /** Set by vite.config.ts: every file of the build, and a name for this build. */
@@ -32,19 +35,56 @@ self.addEventListener("activate", (event) => {
   event.waitUntil(tidy());
 });
 
-let port: MessagePort | undefined;
-let waiting: ((port: MessagePort | undefined) => void)[] = [];
+/** A page answers at once, or is busy opening a model. */
+const ENGINE_TIMEOUT_MS = 3000;
+
+type App = ReturnType<typeof createApp>;
+let app: Promise<App> | undefined;
+let gotPort: ((port: MessagePort | undefined) => void) | undefined;
 
 self.addEventListener("message", (event) => {
   const message = event.data as ToServiceWorker;
-  if (message.kind === "keep") {
-    event.waitUntil(keepMissing(message.urls));
-    return;
-  }
-  port = message.kind === "engine" ? message.port : undefined;
-  for (const resolve of waiting) resolve(port);
-  waiting = [];
+  if (message.kind === "keep") event.waitUntil(keepMissing(message.urls));
+  else if (message.kind === "engine") gotPort?.(message.port);
+  else if (message.kind === "changed") app = undefined;
 });
+
+/** Asks the open pages, one after the other, for a port to the engine of one. */
+async function findPort(): Promise<MessagePort | undefined> {
+  for (const client of await self.clients.matchAll({ type: "window" })) {
+    const asked = new Promise<MessagePort | undefined>((resolve) => {
+      gotPort = resolve;
+      setTimeout(() => resolve(undefined), ENGINE_TIMEOUT_MS);
+    });
+    const question: FromServiceWorker = { kind: "need-engine" };
+    client.postMessage(question);
+    const port = await asked;
+    if (port) return port;
+  }
+  return undefined;
+}
+
+async function connect(): Promise<App> {
+  const port = await findPort();
+  const engine = port && (await remoteEngine(port, ENGINE_TIMEOUT_MS));
+  if (!engine) throw new Error("no page with an open model");
+  const { weightBytes } = engine.info.memory;
+  const created = Math.floor(Date.now() / 1000);
+  const source = { id: engine.info.id, created, sizeBytes: weightBytes, load: async () => engine };
+  return createApp({ models: new ModelRegistry([source]), allowedHosts: ["*"] });
+}
+
+async function answer(request: Request): Promise<Response> {
+  try {
+    app ??= connect();
+    return await (await app).fetch(request);
+  } catch {
+    app = undefined;
+    const message = "No page of this site has a model open: open one, then ask again.";
+    const error = { message, type: "server_error", param: null, code: "no_engine" };
+    return Response.json({ error }, { status: 503, headers: { "Retry-After": "5" } });
+  }
+}
 
 async function keepMissing(urls: readonly string[]): Promise<void> {
   const cache = await caches.open(runtimeCache);
@@ -55,6 +95,10 @@ self.addEventListener("fetch", (event) => {
   const { request } = event;
   const url = new URL(request.url);
   if (url.origin !== self.location.origin) return;
+  if (/(^|\/)v1\//.test(url.pathname) && !request.headers.has(FOR_THE_HOST)) {
+    event.respondWith(answer(request));
+    return;
+  }
   if (request.method !== "GET" || request.headers.has("range")) return;
   if (url.pathname.startsWith(new URL("models/", self.registration.scope).pathname)) return; // kept in OPFS, not here
   event.respondWith(fromCache(request));

@@ -4,9 +4,9 @@
  */
 import { execFile } from "node:child_process";
 import { createReadStream, existsSync } from "node:fs";
-import { copyFile, mkdir, readdir, readFile, stat } from "node:fs/promises";
+import { copyFile, cp, mkdir, readdir, readFile, stat } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { dirname, join, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { build, defineConfig, type Plugin } from "vite";
@@ -16,8 +16,15 @@ const here = dirname(fileURLToPath(import.meta.url));
 const ortFolder = dirname(createRequire(import.meta.url).resolve("onnxruntime-web/wasm"));
 const ortNames = Object.values(ortFiles).flatMap(({ mjs, wasm }) => [mjs, wasm]);
 
+/** Texts that "Quantize" calibrates on, as they ship with the package. */
+const calibrationTexts = ["models/stories260k/stories-sample.txt", "quant/data/calibration.jsonl"];
+
+/** stories260K as `nibble quantize` makes it, or the folder in NIBBLE_PAGE_MODEL: tests that need no 4 bits save time. */
 async function makeShippedModel(folder: string): Promise<void> {
-  const command = ["export", join(here, "../models/stories260k"), "-o", folder, "--dtype", "fp32", "--force"];
+  const ready = process.env.NIBBLE_PAGE_MODEL;
+  if (ready) return cp(ready, folder, { recursive: true });
+  const recipe = ["--method", "gptq", "--bits", "4", "--group-size", "32", "--force", "--quiet"];
+  const command = ["quantize", join(here, "../models/stories260k"), "-o", folder, ...recipe];
   await promisify(execFile)(process.execPath, [join(here, "../bin/nibble.js"), ...command]);
 }
 
@@ -63,13 +70,15 @@ const onnxRuntime: Plugin = {
   },
 };
 
-/** stories260K as this project exports it, made anew by each build: no binary of it is committed. */
+/** The model and the texts that ship, made anew by each build: no binary of them is committed. */
 const shippedModel: Plugin = {
   name: "shipped-model",
   async configureServer(server) {
     const shipped = join(here, ".cache/stories260k");
     await makeShippedModel(shipped);
     server.middlewares.use((request, response, next) => {
+      const text = calibrationTexts.find((one) => request.url?.endsWith(`/calibration/${basename(one)}`));
+      if (text) return void createReadStream(join(here, "..", text)).pipe(response);
       const path = /\/models\/stories260k\/([\w./-]+)$/.exec((request.url ?? "").split("?")[0])?.[1];
       if (!path || path.includes("..") || !existsSync(join(shipped, path))) return next();
       createReadStream(join(shipped, path)).pipe(response);
@@ -77,6 +86,10 @@ const shippedModel: Plugin = {
   },
   async writeBundle({ dir }) {
     await makeShippedModel(join(dir!, "models/stories260k"));
+    await mkdir(join(dir!, "calibration"), { recursive: true });
+    for (const text of calibrationTexts) {
+      await copyFile(join(here, "..", text), join(dir!, "calibration", basename(text)));
+    }
   },
 };
 

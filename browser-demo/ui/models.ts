@@ -51,6 +51,10 @@ function stage({ event, name }: Loading): { title: string; detail: string; share
     const detail = `${bytes(receivedBytes)} of ${bytes(totalBytes)}${speed}${left}`;
     return { title: `Downloading ${name}`, detail, share: receivedBytes / totalBytes };
   }
+  if (event?.stage === "prepare") {
+    const detail = `Expanding 4-bit weights for WASM, once: ${event.done} of ${event.total} matrices`;
+    return { title: `Preparing ${name}`, detail, share: event.done / event.total };
+  }
   if (event?.stage === "runtime")
     return { title: `Opening ${name}`, detail: "Starting ONNX Runtime", share: undefined };
   if (event?.stage === "session") return { title: `Opening ${name}`, detail: "Building the session", share: undefined };
@@ -90,9 +94,10 @@ export function loadBar(): HTMLElement {
   return element;
 }
 
-function storedItem({ id, origin, storedBytes, sizeBytes, complete, verified }: StoredModel): HTMLElement {
+function storedItem({ id, origin, storedBytes, madeBytes, sizeBytes, complete, verified }: StoredModel): HTMLElement {
   const open = model.value?.stored.id === id;
-  const size = complete ? bytes(storedBytes) : `${bytes(storedBytes)} of ${bytes(sizeBytes)}`;
+  const made = madeBytes > 0 ? ` and ${bytes(madeBytes)} made from it` : "";
+  const size = complete ? bytes(storedBytes) + made : `${bytes(storedBytes)} of ${bytes(sizeBytes)}`;
   const start = () => {
     if (complete) void load({ kind: "stored", id }, id);
     else void loadSource({ kind: "url", url: origin });
@@ -116,7 +121,7 @@ export function modelsView(): HTMLElement {
     list.replaceChildren(...items);
     list.hidden = items.length === 0;
     const storage = device.value?.storage;
-    const used = stored.value.reduce((sum, { storedBytes }) => sum + storedBytes, 0);
+    const used = stored.value.reduce((sum, { storedBytes, madeBytes }) => sum + storedBytes + madeBytes, 0);
     const quota = storage ? ` The browser allows this site ${bytes(storage.quotaBytes)}.` : "";
     room.textContent = items.length ? `${bytes(used)} on this device.${quota}` : `Nothing stored yet.${quota}`;
   };

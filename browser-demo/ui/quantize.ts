@@ -1,5 +1,4 @@
 /** Quantize in the page: a dropped checkpoint becomes a 4-bit model here, with the same code that Node runs. */
-import { NibbleError } from "../../src/errors.ts";
 import { EngineWorker } from "../../src/web/client.ts";
 import { load, ortUrl, refreshStored, startWorker } from "../app.ts";
 import type { PageMethods, QuantizeEvent, QuantizeRequest } from "../protocol.ts";
@@ -12,14 +11,6 @@ const methods: Readonly<Record<QuantizeRequest["method"], string>> = {
   awq: "AWQ: scales what matters, uses the calibration text",
   rtn: "Round to nearest: fastest, no calibration",
 };
-
-/** The calibration text that ships with the page. */
-async function defaultText(): Promise<string> {
-  const response = await fetch(new URL("calibration.txt", document.baseURI));
-  if (!response.ok)
-    throw new NibbleError("not_found", "The page's calibration text could not be fetched; choose a text file.");
-  return response.text();
-}
 
 export function quantizeView(): HTMLElement {
   let folder: { name: string; files: ReadonlyMap<string, File> } | undefined;
@@ -73,7 +64,14 @@ export function quantizeView(): HTMLElement {
     if (event.layer) {
       table.hidden = false;
       const { name, error } = event.layer;
-      rows.prepend(el("tr", {}, el("td", {}, name), el("td", { class: "numbers" }, error === undefined ? "" : error.toExponential(2))));
+      rows.prepend(
+        el(
+          "tr",
+          {},
+          el("td", {}, name),
+          el("td", { class: "numbers" }, error === undefined ? "" : error.toExponential(2)),
+        ),
+      );
     }
   };
 
@@ -88,14 +86,14 @@ export function quantizeView(): HTMLElement {
     // A worker of its own: the chat's model stays open, and all memory goes back at the end.
     const worker = new EngineWorker<PageMethods>(startWorker);
     try {
-      const own = calibration.files?.[0];
       const request: QuantizeRequest = {
         name: folder.name,
         files: folder.files,
         method: method.value as QuantizeRequest["method"],
         bits: 4,
         groupSize: Number(group.value),
-        texts: method.value === "rtn" ? [] : [own ? await own.text() : await defaultText()],
+        text: calibration.files?.[0],
+        textUrl: new URL("calibration/", document.baseURI).href,
         ortUrl,
       };
       const { id, storedBytes } = await worker.rpc.call("quantize", request, { onEvent, signal: control.signal });

@@ -3,6 +3,7 @@ import { NibbleError } from "../errors.ts";
 import type { Engine, Piece } from "../runtime/engine.ts";
 import { type BuildChoice, chooseBuild, probeDevice } from "./device.ts";
 import { openWebEngine, tokenizerFiles } from "./engine.ts";
+import { graphFor } from "./integer-twin.ts";
 import { loadOrt } from "./ort.ts";
 import type { EngineMethods, GenerateRequest, LoadEvent, LoadedModel, LoadRequest, WorkerMethods } from "./protocol.ts";
 import { openRemote, type RemoteFile } from "./remote.ts";
@@ -91,18 +92,19 @@ async function open(
   const folder = await store.folder(stored.id);
   const paths = await Promise.all((await folder.list()).map((path) => sized(folder, path)));
   const { graph } = selectFiles(paths, choice, report, request.graph);
+  const directory = await store.directory(stored.id);
+  const place = await graphFor(directory, folder, graph, choice, (done, total) => {
+    signal.throwIfAborted();
+    emit({ stage: "prepare", done, total });
+  });
   const started = performance.now();
   emit({ stage: "runtime" });
   const ort = await loadOrt(choice, request.ortUrl);
   signal.throwIfAborted();
   emit({ stage: "session" });
-  const engine = await openWebEngine(ort, folder, {
-    id: stored.id,
-    graph,
-    choice,
-    context: request.context,
-    defaultContext: DEFAULT_CONTEXT,
-  });
+  const { context } = request;
+  const options = { id: stored.id, graph, choice, context, defaultContext: DEFAULT_CONTEXT };
+  const engine = await openWebEngine(ort, folder, options, place);
   tokenizerFilesOf.set(engine, await tokenizerFiles(folder));
   const loadMs = performance.now() - started;
   const hasChatTemplate = engine.tokenizer.chatTemplate !== undefined;

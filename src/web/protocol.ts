@@ -24,6 +24,8 @@ export interface LoadRequest {
 export type LoadEvent =
   | { readonly stage: "look"; readonly choice: BuildChoice }
   | { readonly stage: "download"; readonly progress: DownloadProgress }
+  /** Matrices expanded for WASM, once for a model. */
+  | { readonly stage: "prepare"; readonly done: number; readonly total: number }
   | { readonly stage: "runtime" }
   | { readonly stage: "session" };
 

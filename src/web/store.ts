@@ -16,6 +16,8 @@ export interface StoredModel {
   /** Bytes on disk now, and when whole. */
   readonly storedBytes: number;
   readonly sizeBytes: number;
+  /** Made here from the download: the integer twin of a 4-bit graph. */
+  readonly madeBytes: number;
   readonly complete: boolean;
   /** Every file had a hash to compare with, and it was right. */
   readonly verified: boolean;
@@ -145,6 +147,8 @@ export class ModelStore {
         meter.add(file.path, file.sizeBytes, false);
         continue;
       }
+      // What was made from the old files is not of these.
+      await (await this.directory(remote.id)).removeEntry("made", { recursive: true }).catch(() => undefined);
       const etag = await this.fetchFile(remote, record.files[file.path], meter, signal, async (tag) => {
         record = withFile(record, { ...record.files[file.path], etag: tag });
         await this.write(record);
@@ -263,16 +267,20 @@ export class ModelStore {
   }
 
   private async describe(record: ModelRecord): Promise<StoredModel> {
-    const folder = await subfolder(this.root, `${slug(record.id)}/files`);
     const files = Object.values(record.files);
-    let storedBytes = 0;
-    for (const path of folder ? await listFiles(folder) : []) {
-      storedBytes += (await (await fileHandle(folder!, path))!.getFile()).size;
-    }
+    const bytesBelow = async (path: string) => {
+      const folder = await subfolder(this.root, `${slug(record.id)}/${path}`);
+      let sum = 0;
+      for (const file of folder ? await listFiles(folder) : []) {
+        sum += (await (await fileHandle(folder!, file))!.getFile()).size;
+      }
+      return sum;
+    };
     return {
       id: record.id,
       origin: record.origin,
-      storedBytes,
+      storedBytes: await bytesBelow("files"),
+      madeBytes: await bytesBelow("made"),
       sizeBytes: files.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
       complete: files.every(({ done }) => done),
       verified: files.every(({ done, sha256: hash, path }) => done && (hash !== undefined || path === MANIFEST)),

@@ -1,0 +1,67 @@
+/**
+ * On WASM a 4-bit graph runs as its integer twin, made here once from the stored download and kept beside it in OPFS:
+ * nothing is fetched twice, and the next opening finds it.
+ */
+import { toIntegerGraph } from "../export/integer-graph.ts";
+import { readAll } from "../files.ts";
+import { decodeModel, encodeModel, type TensorProto } from "../onnx/proto.ts";
+import type { BuildChoice } from "./device.ts";
+import type { ModelFolder } from "./engine.ts";
+import { handleFolder, opfsSink, subfolder } from "./opfs.ts";
+
+/** Changes when the twin of a graph would come out differently. */
+const TWIN = "int8-1";
+
+export interface TwinPlace {
+  readonly folder: ModelFolder;
+  readonly graph: string;
+}
+
+/**
+ * The graph to run on this device: the stored one, or its twin.
+ * @param directory the model's own folder in OPFS, where `made/` goes.
+ */
+export async function graphFor(
+  directory: FileSystemDirectoryHandle,
+  folder: ModelFolder,
+  graph: string,
+  { device }: BuildChoice,
+  onMatrix: (done: number, total: number) => void,
+): Promise<TwinPlace> {
+  if (device !== "wasm") return { folder, graph };
+  const model = decodeModel(await readAll(await folder.open(graph)));
+  if (!model.graph.node.some(({ opType }) => opType === "MatMulNBits")) return { folder, graph };
+  const name = graph.slice(graph.lastIndexOf("/") + 1).replace(/\.onnx$/, "");
+  const place = `made/${name}.${TWIN}`;
+  const twin = `${name}.onnx`;
+  const ready = await subfolder(directory, place);
+  if (ready) return { folder: handleFolder(ready, folder.name), graph: twin };
+
+  const out = await opfsSink(directory, place);
+  try {
+    const location = `${twin}_data`;
+    const sink = await out.create(location);
+    const read = tensorReader(folder, graph.slice(0, graph.lastIndexOf("/") + 1));
+    const integer = await toIntegerGraph(model, { read, sink, location, onMatrix });
+    await sink.close();
+    const file = await out.create(twin);
+    await file.write(encodeModel(integer));
+    await file.close();
+    await out.commit();
+  } catch (error) {
+    await out.abort();
+    throw error;
+  }
+  return { folder: handleFolder((await subfolder(directory, place))!, folder.name), graph: twin };
+}
+
+/** Reads initializers from the graph or the files beside it. */
+function tensorReader(folder: ModelFolder, directory: string): (tensor: TensorProto) => Promise<Uint8Array> {
+  return async (tensor) => {
+    if (tensor.dataLocation !== 1) return tensor.rawData ?? new Uint8Array();
+    const field = (key: string) => tensor.externalData?.find((entry) => entry.key === key)?.value;
+    const source = await folder.open(directory + field("location"));
+    const offset = Number(field("offset") ?? 0);
+    return source.read(offset, Number(field("length") ?? source.sizeBytes - offset));
+  };
+}
