@@ -52,6 +52,7 @@ export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
         dtype,
         contextLength,
         overwrite,
+        check,
         text,
         threads,
         ...common,
