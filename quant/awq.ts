@@ -28,8 +28,10 @@ export interface Fold {
   readonly gain: number;
 }
 
-const EXPONENTS = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1];
-const SAMPLE_ROWS = 96;
+const EXPONENTS = [0, 0.25, 0.5, 0.75, 1];
+/** Then the best one is tried this much higher and lower. */
+const REFINEMENT = 0.125;
+const SAMPLE_ROWS = 64;
 /** Channels below this fraction of the largest count as this much: a dead one would otherwise get a factor without bound. */
 const FLOOR = 1e-4;
 
@@ -72,10 +74,17 @@ export async function searchFold(
     exponent: undefined,
     loss: unfolded,
   };
-  for (const exponent of exponents) {
+  const consider = async (exponent: number) => {
     const scales = centred(input.map((x, c) => x ** exponent / weight[c] ** (1 - exponent)));
     const loss = await lossWith(scales);
     if (loss < best.loss) best = { scales, exponent, loss };
+  };
+  for (const exponent of exponents) await consider(exponent);
+  const { exponent: coarse } = best;
+  if (coarse !== undefined) {
+    for (const exponent of [coarse - REFINEMENT, coarse + REFINEMENT]) {
+      if (exponent > 0 && exponent < 1) await consider(exponent);
+    }
   }
   return { scales: best.scales, exponent: best.exponent, gain: unfolded > 0 ? best.loss / unfolded : 1 };
 }

@@ -10,6 +10,7 @@ import { sha256Hex } from "../src/hash.ts";
 import { fullKv } from "../src/kv/full.ts";
 import { toBytes } from "../src/onnx/external-data.ts";
 import type { Ort } from "../src/onnx/ort.ts";
+import { CALM } from "./products.ts";
 import { cutAtSites, type Segment } from "./segments.ts";
 
 /** Values of one batch of windows that cross cuts, by name. */
@@ -34,7 +35,7 @@ export class BlockRunner {
     private readonly ort: Ort,
     private readonly model: Model,
     private readonly maxPositions: number,
-    private readonly sessionOptions: InferenceSession.SessionOptions = {},
+    private readonly sessionOptions: InferenceSession.SessionOptions = CALM,
   ) {}
 
   /** Name of the block's input in the first batch of activations. */

@@ -25,15 +25,15 @@ export class SecondMoment {
   async add(X: Float32Array, XFloat?: Float32Array): Promise<void> {
     const { cols, sum, abs, drift } = this;
     const tokens = X.length / cols;
-    const shape = { m: cols, k: tokens, n: cols, transA: true };
-    const XX = await this.products.f32(X, X, shape);
+    if (tokens === 0) return; // an expert that no token of this batch was routed to
+    const XX = await this.products.gram(X, tokens, cols);
     for (let i = 0; i < sum.length; i++) sum[i] += XX[i];
     for (let at = 0; at < X.length; at += cols) {
       for (let c = 0; c < cols; c++) abs[c] += Math.abs(X[at + c]);
     }
     if (drift && XFloat) {
       const delta = XFloat.map((x, i) => x - X[i]);
-      const dXX = await this.products.f32(delta, X, shape);
+      const dXX = await this.products.f32(delta, X, { m: cols, k: tokens, n: cols, transA: true });
       for (let i = 0; i < drift.length; i++) drift[i] += dXX[i];
     }
     this.tokens += tokens;
@@ -41,7 +41,7 @@ export class SecondMoment {
 
   statistics(): InputStatistics {
     const { tokens } = this;
-    const mean = (sums: Float64Array) => sums.map((x) => x / tokens);
+    const mean = (sums: Float64Array) => sums.map((x) => x / Math.max(1, tokens));
     return {
       tokens,
       H: mean(this.sum),

@@ -9,6 +9,8 @@ export interface MatrixProducts {
   /** (m, n) = op(a) op(b) */
   f32(a: Float32Array, b: Float32Array, shape: ProductShape): Promise<Float32Array>;
   f64(a: Float64Array, b: Float64Array, shape: ProductShape): Promise<Float64Array>;
+  /** XᵀX (n, n) of X (m, n): symmetric, so about half of the work of a product. */
+  gram(x: Float32Array, m: number, n: number): Promise<Float32Array>;
   dispose(): Promise<void>;
 }
 
@@ -24,6 +26,7 @@ export interface ProductShape {
 export const plainProducts: MatrixProducts = {
   f32: async (a, b, shape) => multiply(a, b, new Float32Array(shape.m * shape.n), shape),
   f64: async (a, b, shape) => multiply(a, b, new Float64Array(shape.m * shape.n), shape),
+  gram: async (x, m, n) => multiply(x, x, new Float32Array(n * n), { m: n, k: m, n, transA: true }),
   dispose: async () => {},
 };
 
