@@ -88,8 +88,8 @@ const PRE_TOKENIZERS: Readonly<Record<string, GgufPreTokenizer>> = {
   "deepseek-llm": {
     patterns: [
       "[\\r\\n]",
-      // Letters of the scripts with case, as the model's own pattern lists them one range after the other.
-      "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+      // The model's pattern lists the ranges of letters with case one by one: Lu, Ll and Lt without Georgian's lower case.
+      "\\s?(?:(?![\\u10D0-\\u10FF])[\\p{Lu}\\p{Ll}\\p{Lt}])+",
       "\\s?[!-/:-~！-／：-～‘-‟　-。]+",
       "\\s+$",
       HAN,
