@@ -35,7 +35,6 @@ export function readGemmaConfig(
   });
   config.ignore("attention_bias"); // a bias is there or not
   config.ignore("hidden_act"); // an older spelling that transformers does not read any more
-  config.ignore("cache_implementation");
   config.expect("use_bidirectional_attention", false); // EmbeddingGemma
   const optional = (key: string) => (config.has(key) ? config.number(key) : undefined);
   const attentionSoftcap = optional("attn_logit_softcapping");

@@ -17,6 +17,9 @@ export const gptNeox: Architecture<GptNeoxConfig> = {
 
   readConfig(config) {
     config.ignore("attention_bias"); // a bias is there or not
+    // transformers 4.4x wrote these two under both names
+    config.expect("rope_theta", config.number("rotary_emb_base", 10000));
+    config.expect("partial_rotary_factor", config.number("rotary_pct", 0.25));
     return {
       ...readDecoderConfig(config, {
         activation: "gelu",

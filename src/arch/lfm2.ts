@@ -23,11 +23,13 @@ export const lfm2: Architecture<Lfm2Config> = {
 
   readConfig(config) {
     const tied = config.boolean("tie_embedding", true); // the key's spelling before transformers renamed it
-    const base = readDecoderConfig(config, { tied, theta: 1_000_000, maxPositions: 128_000 });
+    const theta = config.number("theta", 1_000_000); // another old spelling, of rope_theta
+    const base = readDecoderConfig(config, { tied, theta, maxPositions: 128_000 });
+    if (config.has("theta")) config.expect("rope_theta", theta);
     config.ignore("block_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "block_auto_adjust_ff_dim"); // the matrices say it
     config.ignore("conv_bias"); // a bias is there or not
     config.ignore("block_norm_eps", "block_mlp_init_scale", "block_out_init_scale"); // norm_eps counts; the rest is training
-    config.ignore("block_use_xavier_init", "conv_use_xavier_init", "theta");
+    config.ignore("block_use_xavier_init", "conv_use_xavier_init");
     config.expect("block_use_swiglu", true);
     config.expect("use_pos_enc", true);
     config.expect("num_heads", base.heads);

@@ -10,7 +10,10 @@ export const phi3: Architecture<LlamaConfig> = {
 
   readConfig(config) {
     const base = readLlamaConfig(config);
-    config.ignore("attention_bias", "original_max_position_embeddings"); // the second one belongs to longrope
+    config.ignore("attention_bias", "mlp_bias", "lm_head_bias"); // a bias is there or not
+    config.ignore("original_max_position_embeddings"); // longrope reads it
+    config.expect("full_attn_mod", 1); // Phi-4-mini's own code, which transformers does not read
+    config.expect("interpolate_factor", 1);
     const window = config.has("sliding_window") ? config.int("sliding_window") : undefined;
     return { ...base, windows: readWindows(config, base.layers, window, () => true) };
   },
