@@ -71,9 +71,13 @@ export class Generation {
     return this.generated;
   }
 
+  get tokensLeft(): number {
+    return this.finished ? 0 : this.maxTokens - this.generated;
+  }
+
   /** Whether another token may be made at all. */
   get wantsToken(): boolean {
-    return !this.finished && this.generated < this.maxTokens;
+    return this.tokensLeft > 0;
   }
 
   /** Chooses the next token from the row after the last one; returns a piece where there is something to say. */

@@ -1,0 +1,54 @@
+/** What the main thread and the worker that owns a model say to each other. */
+import type { ErrorCode } from "../errors.ts";
+import { NibbleError } from "../errors.ts";
+import type { EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
+
+export interface WorkerSetup {
+  readonly folder: string;
+  readonly id: string;
+  readonly device: "cpu" | "webgpu";
+  readonly threads?: number;
+  readonly graph: string;
+  readonly contextLength: number;
+  readonly chatTemplate?: string;
+  readonly binding: "portable" | "capi";
+  readonly maxBatch: number;
+  readonly maxWaiting: number;
+  readonly maxKvBytes: number;
+  readonly prefixCacheBytes: number;
+  readonly speculate: boolean;
+}
+
+export type ToWorker =
+  | {
+      readonly kind: "generate";
+      readonly request: number;
+      readonly prompt: readonly number[];
+      readonly options: GenerateOptions;
+    }
+  | { readonly kind: "abort"; readonly request: number }
+  | { readonly kind: "embed"; readonly request: number; readonly prompts: readonly (readonly number[])[] }
+  | { readonly kind: "close" };
+
+export type FromWorker =
+  | { readonly kind: "ready"; readonly info: Omit<EngineInfo, "memory">; readonly kvBytesPerToken: number }
+  | { readonly kind: "failed"; readonly error: WireError }
+  | { readonly kind: "piece"; readonly request: number; readonly piece: Piece }
+  | { readonly kind: "vectors"; readonly request: number; readonly vectors: Float32Array[] }
+  | { readonly kind: "error"; readonly request: number; readonly error: WireError }
+  | { readonly kind: "stats"; readonly stats: EngineStats; readonly kvBytesAllocated: number };
+
+export interface WireError {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly param?: string;
+}
+
+export function toWire(error: unknown): WireError {
+  if (error instanceof NibbleError) return { code: error.code, message: error.message, param: error.param };
+  return { code: "engine", message: error instanceof Error ? error.message : String(error) };
+}
+
+export function fromWire({ code, message, param }: WireError): NibbleError {
+  return new NibbleError(code, message, { param });
+}

@@ -1,0 +1,160 @@
+/** The worker thread that owns a model: session, KV cache, sampling, text. Speaks engine-protocol.ts. */
+import { join } from "node:path";
+import { parentPort, workerData } from "node:worker_threads";
+import { NibbleError } from "../errors.ts";
+import type { Ort } from "../onnx/ort.ts";
+import { embedPrompt } from "../runtime/embed.ts";
+import type { GenerateOptions } from "../runtime/engine.ts";
+import { type ModelOffer, readOffer } from "../runtime/folder.ts";
+import { Generation } from "../runtime/generate.ts";
+import { resolveSampling } from "../runtime/sampling.ts";
+import { Scheduler } from "../runtime/scheduler.ts";
+import { DecoderSession } from "../runtime/session.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { type FromWorker, type ToWorker, toWire, type WorkerSetup } from "./engine-protocol.ts";
+import { nodeFolder } from "./files.ts";
+import { openSession, portableOrt } from "./ort.ts";
+
+/** Milliseconds between reports of counters to the main thread while something runs. */
+const STATS_INTERVAL_MS = 250;
+
+const port = parentPort as NonNullable<typeof parentPort>;
+const say = (message: FromWorker): void => port.postMessage(message);
+
+class ModelWorker {
+  private readonly aborts = new Map<number, AbortController>();
+  private embedder: ReturnType<typeof openSession> | undefined;
+  private readonly timer = setInterval(() => this.reportStats(), STATS_INTERVAL_MS);
+
+  constructor(
+    private readonly setup: WorkerSetup,
+    private readonly offer: ModelOffer,
+    private readonly ort: Ort,
+    private readonly tokenizer: Tokenizer,
+    private readonly session: DecoderSession,
+    private readonly scheduler: Scheduler,
+    private readonly vocabSize: number,
+  ) {}
+
+  receive(message: ToWorker): void {
+    switch (message.kind) {
+      case "generate":
+        void this.generate(message.request, message.prompt, message.options);
+        break;
+      case "abort":
+        this.aborts.get(message.request)?.abort();
+        break;
+      case "embed":
+        void this.embed(message.request, message.prompts);
+        break;
+      case "close":
+        void this.close();
+    }
+  }
+
+  private async generate(request: number, prompt: readonly number[], options: GenerateOptions): Promise<void> {
+    const abort = new AbortController();
+    this.aborts.set(request, abort);
+    try {
+      if (options.grammar) {
+        throw new NibbleError("unsupported", "Constrained decoding is not available in this version.", {
+          param: "grammar",
+        });
+      }
+      const sampling = resolveSampling(options, this.offer.sampling, this.vocabSize);
+      const generation = new Generation(this.tokenizer, prompt, options, sampling, this.setup);
+      const promptLogprobs = options.promptLogprobs ? (options.topLogprobs ?? 0) : undefined;
+      const stream = this.scheduler.submit({ generation, signal: abort.signal, promptLogprobs });
+      for await (const piece of stream) {
+        if (piece.finish !== undefined) this.reportStats();
+        say({ kind: "piece", request, piece });
+      }
+    } catch (error) {
+      say({ kind: "error", request, error: toWire(error) });
+    } finally {
+      this.aborts.delete(request);
+    }
+  }
+
+  private async embed(request: number, prompts: readonly (readonly number[])[]): Promise<void> {
+    try {
+      const { contextLength } = this.setup;
+      const vectors: Float32Array[] = [];
+      for (const prompt of prompts) {
+        if (prompt.length === 0)
+          throw new NibbleError("bad_option", "An empty text has no embedding.", { param: "input" });
+        if (prompt.length > contextLength) {
+          throw new NibbleError(
+            "context_length",
+            `A text has ${prompt.length} tokens; this model takes ${contextLength}.`,
+            {
+              param: "input",
+            },
+          );
+        }
+        vectors.push(await embedPrompt(this.ort, await this.openEmbedder(), prompt));
+      }
+      say({ kind: "vectors", request, vectors });
+    } catch (error) {
+      say({ kind: "error", request, error: toWire(error) });
+    }
+  }
+
+  private openEmbedder(): ReturnType<typeof openSession> {
+    const path = this.offer.variants.embed;
+    if (!path) {
+      throw new NibbleError(
+        "unsupported",
+        `${this.setup.id} has no graph that gives hidden states (${this.offer.graph.replace(/\.onnx$/, ".embed.onnx")}); export it again with Nibble.`,
+      );
+    }
+    this.embedder ??= openSession(this.ort, join(this.setup.folder, path), this.setup);
+    return this.embedder;
+  }
+
+  private reportStats(): void {
+    say({ kind: "stats", stats: this.scheduler.stats(), kvBytesAllocated: this.session.kvBytesAllocated });
+  }
+
+  private async close(): Promise<void> {
+    clearInterval(this.timer);
+    await this.scheduler.close();
+    await (await this.embedder)?.release();
+    await this.session.dispose();
+    port.close();
+  }
+}
+
+async function start(setup: WorkerSetup): Promise<ModelWorker> {
+  const offer = await readOffer(nodeFolder(setup.folder));
+  const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: setup.chatTemplate });
+  const ort = portableOrt;
+  const path = join(setup.folder, setup.graph);
+  const session = new DecoderSession(ort, await openSession(ort, path, setup), path, setup.contextLength);
+  const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
+  const scheduler = new Scheduler(session, setup);
+  const { maxBatch, contextLength, id } = setup;
+  say({
+    kind: "ready",
+    info: {
+      id,
+      modelType: offer.modelType,
+      file: setup.graph,
+      contextLength,
+      vocabSize,
+      binding: `node-${setup.device}`,
+      kv: { format: session.shape.kvFormat, policy: "full" },
+      maxBatch,
+    },
+    kvBytesPerToken: session.shape.kvBytesPerToken,
+  });
+  return new ModelWorker(setup, offer, ort, tokenizer, session, scheduler, vocabSize);
+}
+
+try {
+  const worker = await start(workerData as WorkerSetup);
+  port.on("message", (message: ToWorker) => worker.receive(message));
+} catch (error) {
+  say({ kind: "failed", error: toWire(error) });
+}

@@ -1,0 +1,327 @@
+/**
+ * Loads a model folder into an Engine: a worker thread owns the model (onnxruntime-node's runs block their thread), the
+ * caller's thread only passes token ids and pieces. When the worker dies its requests fail, and the next one starts
+ * another.
+ */
+import { stat } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { basename, join, resolve } from "node:path";
+import type { Worker } from "node:worker_threads";
+import { NibbleError } from "../errors.ts";
+import { dataFiles } from "../export/open-graph.ts";
+import { readAll } from "../files.ts";
+import { decodeModel, type ModelProto } from "../onnx/proto.ts";
+import type { OnProgress } from "../progress.ts";
+import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
+import { graphForKv, type ModelOffer, readOffer } from "../runtime/folder.ts";
+import { Stream } from "../runtime/stream.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
+import { type FromWorker, fromWire, type ToWorker, type WorkerSetup } from "./engine-protocol.ts";
+import { nodeFolder } from "./files.ts";
+import { availableMemory, estimateMemory, requireMemory } from "./memory.ts";
+import { startWorker } from "./workers.ts";
+
+export interface LoadEngineOptions {
+  readonly device?: "cpu" | "webgpu";
+  /** CPU threads; default: one per core that this process may use. */
+  readonly threads?: number;
+  /** Tokens of prompt and answer together; default: what the model was exported for. */
+  readonly context?: number;
+  /** Number format of the KV cache; default: int8 where the folder has it, else the graph's own. */
+  readonly kv?: string;
+  readonly kvPolicy?: string;
+  /** Jinja text instead of the folder's template. */
+  readonly chatTemplate?: string;
+  /** What `info.id` says; default: the folder's name. */
+  readonly id?: string;
+  /** Requests that decode together at most. */
+  readonly maxBatch?: number;
+  /** Requests that may wait for a place. */
+  readonly maxWaiting?: number;
+  /** Memory for keys and values of prompts that may come again. */
+  readonly prefixCacheBytes?: number;
+  /** Guess tokens by prompt lookup where one request runs alone (default true; the text is the same). */
+  readonly speculate?: boolean;
+  readonly onProgress?: OnProgress;
+  readonly signal?: AbortSignal;
+}
+
+const DEFAULT_MAX_BATCH = 8;
+const DEFAULT_MAX_WAITING = 64;
+const DEFAULT_PREFIX_CACHE_BYTES = 256 * 2 ** 20;
+/** Of the memory left after weights and one full context, what the caches of further sequences may take. */
+const KV_SHARE = 0.5;
+
+/** Opens an exported folder; errors: `not_found`, `bad_option`, `no_space`, `unsupported`, `engine`. */
+export async function loadEngine(folder: string, options: LoadEngineOptions = {}): Promise<Engine> {
+  const path = resolve(folder);
+  const { signal, onProgress } = options;
+  const report = (stage: string, done: number) => onProgress?.({ stage, done, total: 2, unit: "steps" });
+  signal?.throwIfAborted();
+  report("read the folder", 0);
+  const info = await stat(path).catch(() => undefined);
+  if (!info?.isDirectory()) throw new NibbleError("not_found", `${folder} is no model folder.`);
+  const offer = await readOffer(nodeFolder(path));
+  if ((options.kvPolicy ?? "full") !== "full") {
+    throw new NibbleError("unsupported", `--kv-policy ${options.kvPolicy}: this version has full.`, {
+      param: "kvPolicy",
+    });
+  }
+  const contextLength = contextOf(folder, offer, options.context);
+  const need = await measure(path, offer, options.kv);
+  const availableBytes = availableMemory();
+  requireMemory(folder, estimateMemory({ ...need, contextLength }, availableBytes));
+  const spareBytes = availableBytes - need.weightBytes - need.kvBytesPerToken * contextLength;
+  const setup: WorkerSetup = {
+    folder: path,
+    id: options.id ?? basename(path),
+    device: options.device ?? "cpu",
+    threads: options.threads ?? availableParallelism(),
+    graph: need.graph,
+    contextLength,
+    chatTemplate: options.chatTemplate,
+    binding: "portable",
+    maxBatch: options.maxBatch ?? DEFAULT_MAX_BATCH,
+    maxWaiting: options.maxWaiting ?? DEFAULT_MAX_WAITING,
+    maxKvBytes: need.kvBytesPerToken * contextLength + KV_SHARE * spareBytes,
+    prefixCacheBytes: Math.min(options.prefixCacheBytes ?? DEFAULT_PREFIX_CACHE_BYTES, KV_SHARE * spareBytes),
+    speculate: options.speculate ?? true,
+  };
+  const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: options.chatTemplate });
+  const engine = new NodeEngine(setup, tokenizer, need.weightBytes);
+  report("load the model", 1);
+  const stop = () => void engine.dispose();
+  signal?.addEventListener("abort", stop, { once: true });
+  try {
+    await engine.start();
+    signal?.throwIfAborted();
+  } catch (error) {
+    await engine.dispose();
+    signal?.throwIfAborted();
+    throw error;
+  } finally {
+    signal?.removeEventListener("abort", stop);
+  }
+  report("load the model", 2);
+  return engine;
+}
+
+function contextOf(folder: string, offer: ModelOffer, asked: number | undefined): number {
+  if (asked === undefined) return offer.contextLength;
+  if (Number.isSafeInteger(asked) && asked >= 1 && asked <= offer.contextLength) return asked;
+  throw new NibbleError(
+    "bad_option",
+    `${folder}: a context of ${asked} tokens; this model takes 1 to ${offer.contextLength}.`,
+    { param: "context" },
+  );
+}
+
+/** The graph that `--kv` means, the bytes of its weights, and of keys and values per token. */
+async function measure(folder: string, offer: ModelOffer, kv: string | undefined) {
+  const float = await readGraph(folder, offer.graph);
+  const graph = graphForKv(offer, kv, kvNeed(float).format);
+  const model = graph === offer.graph ? float : await readGraph(folder, graph);
+  const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
+  let weightBytes = (await stat(join(folder, graph))).size;
+  for (const file of dataFiles(model)) {
+    const size = await stat(join(folder, directory, file)).then(
+      (info) => info.size,
+      () => undefined,
+    );
+    if (size === undefined)
+      throw new NibbleError("not_found", `${folder}: ${directory}${file}, which holds weights, is missing.`);
+    weightBytes += size;
+  }
+  return { graph, weightBytes, kvBytesPerToken: kvNeed(model).bytesPerToken };
+}
+
+async function readGraph(folder: string, path: string): Promise<ModelProto> {
+  const source = await nodeFolder(folder).open(path);
+  try {
+    return decodeModel(await readAll(source));
+  } finally {
+    await source.close?.();
+  }
+}
+
+/** TensorProto.DataType of a cache -> its name for `--kv`, and bytes per element. */
+const cacheTypes: Readonly<Record<number, { format: string; sizeBytes: number }>> = {
+  1: { format: "fp32", sizeBytes: 4 },
+  10: { format: "fp16", sizeBytes: 2 },
+  3: { format: "int8", sizeBytes: 1 },
+  2: { format: "int4", sizeBytes: 1 }, // two codes to a byte; the shape counts bytes
+};
+
+/** Format of the cache inputs, and their bytes per token. */
+function kvNeed(model: ModelProto): { format: string; bytesPerToken: number } {
+  let bytesPerToken = 0;
+  let format = "";
+  for (const { name, type } of model.graph.input) {
+    if (!/^past_key_values\.\d+\.(key|value)$/.test(name)) continue;
+    const tensor = type?.tensorType;
+    const element = cacheTypes[tensor?.elemType ?? 0];
+    const dims = tensor?.shape?.dim.map((dim) => Number(dim.dimValue ?? 0)) ?? [];
+    format ||= element?.format ?? "";
+    bytesPerToken += (dims[1] ?? 0) * (dims[3] ?? 0) * (element?.sizeBytes ?? 0);
+  }
+  return { format, bytesPerToken };
+}
+
+/** A worker that runs a model, and the requests that wait for it. */
+class NodeEngine implements Engine {
+  private worker: Promise<Worker> | undefined;
+  private ready: { info: Omit<EngineInfo, "memory">; kvBytesPerToken: number } | undefined;
+  private kvBytesAllocated = 0;
+  private counts: EngineStats = { running: 0, waiting: 0, generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
+  /** Counters of workers that died. */
+  private before = { generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
+  private lastRequest = 0;
+  private readonly streams = new Map<number, Stream<Piece>>();
+  private readonly embeddings = new Map<
+    number,
+    { resolve(vectors: Float32Array[]): void; reject(error: unknown): void }
+  >();
+  private disposed = false;
+
+  constructor(
+    private readonly setup: WorkerSetup,
+    readonly tokenizer: Tokenizer,
+    private readonly weightBytes: number,
+  ) {}
+
+  get info(): EngineInfo {
+    if (!this.ready) throw new NibbleError("engine", `${this.setup.id} is not loaded.`);
+    const { info, kvBytesPerToken } = this.ready;
+    const { weightBytes, kvBytesAllocated } = this;
+    return { ...info, memory: { weightBytes, kvBytesPerToken, kvBytesAllocated } };
+  }
+
+  /** Resolves when the model is loaded; starts a worker where none lives. */
+  start(): Promise<Worker> {
+    if (this.disposed) return Promise.reject(new NibbleError("engine", `${this.setup.id} was closed.`));
+    this.worker ??= this.launch().catch((error) => {
+      this.worker = undefined;
+      throw error;
+    });
+    return this.worker;
+  }
+
+  private launch(): Promise<Worker> {
+    return new Promise((resolveReady, reject) => {
+      const worker = startWorker(new URL("./engine-worker.ts", import.meta.url), { workerData: this.setup });
+      worker.on("message", (message: FromWorker) => {
+        if (message.kind === "ready") {
+          this.ready = message;
+          resolveReady(worker);
+        } else if (message.kind === "failed") {
+          reject(fromWire(message.error));
+          void worker.terminate();
+        } else {
+          this.receive(message);
+        }
+      });
+      const died = (why: string, cause?: unknown) => {
+        const error = new NibbleError("engine", `The worker of ${this.setup.id} ended: ${why}.`, { cause });
+        reject(error);
+        this.workerDied(error);
+      };
+      worker.on("error", (cause) => died(cause instanceof Error ? cause.message : String(cause), cause));
+      worker.on("exit", (code) => died(`exit code ${code}`));
+    });
+  }
+
+  private workerDied(error: NibbleError): void {
+    this.worker = undefined;
+    const { generatedTokens, promptTokens, cachedTokens } = this.stats();
+    this.before = { generatedTokens, promptTokens, cachedTokens };
+    this.counts = { running: 0, waiting: 0, generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
+    this.kvBytesAllocated = 0;
+    for (const stream of this.streams.values()) stream.fail(error);
+    this.streams.clear();
+    for (const { reject } of this.embeddings.values()) reject(error);
+    this.embeddings.clear();
+  }
+
+  private receive(message: FromWorker): void {
+    switch (message.kind) {
+      case "piece": {
+        const stream = this.streams.get(message.request);
+        stream?.push(message.piece);
+        if (message.piece.finish === undefined) break;
+        stream?.end();
+        this.streams.delete(message.request);
+        break;
+      }
+      case "error": {
+        const error = fromWire(message.error);
+        this.streams.get(message.request)?.fail(error);
+        this.streams.delete(message.request);
+        this.embeddings.get(message.request)?.reject(error);
+        this.embeddings.delete(message.request);
+        break;
+      }
+      case "vectors":
+        this.embeddings.get(message.request)?.resolve(message.vectors);
+        this.embeddings.delete(message.request);
+        break;
+      case "stats":
+        this.counts = message.stats;
+        this.kvBytesAllocated = message.kvBytesAllocated;
+    }
+  }
+
+  async *generate(prompt: readonly number[], options: GenerateOptions = {}): AsyncGenerator<Piece> {
+    const { signal, ...wire } = options;
+    const worker = await this.start();
+    const request = ++this.lastRequest;
+    const tell = (message: ToWorker) => worker.postMessage(message);
+    const abort = () => tell({ kind: "abort", request });
+    const stream = new Stream<Piece>(abort);
+    this.streams.set(request, stream);
+    try {
+      tell({ kind: "generate", request, prompt, options: wire });
+      if (signal?.aborted) abort();
+      signal?.addEventListener("abort", abort, { once: true });
+      yield* stream;
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      this.streams.delete(request);
+    }
+  }
+
+  chat(messages: readonly ChatMessage[], options: GenerateOptions & ChatTemplateOptions = {}): AsyncIterable<Piece> {
+    const { tools, addGenerationPrompt, kwargs, ...generate } = options;
+    const text = this.tokenizer.applyChatTemplate(messages, { tools, addGenerationPrompt, kwargs });
+    return this.generate(this.tokenizer.encode(text, { addSpecialTokens: false }), generate);
+  }
+
+  async embed(prompts: readonly (readonly number[])[]): Promise<Float32Array[]> {
+    const worker = await this.start();
+    const request = ++this.lastRequest;
+    return new Promise((resolveVectors, reject) => {
+      this.embeddings.set(request, { resolve: resolveVectors, reject });
+      worker.postMessage({ kind: "embed", request, prompts } satisfies ToWorker);
+    });
+  }
+
+  stats(): EngineStats {
+    const { before, counts } = this;
+    return {
+      ...counts,
+      generatedTokens: before.generatedTokens + counts.generatedTokens,
+      promptTokens: before.promptTokens + counts.promptTokens,
+      cachedTokens: before.cachedTokens + counts.cachedTokens,
+    };
+  }
+
+  async dispose(): Promise<void> {
+    if (this.disposed) return;
+    this.disposed = true;
+    const worker = await this.worker?.catch(() => undefined);
+    if (!worker) return;
+    const ended = new Promise((resolveExit) => worker.once("exit", resolveExit));
+    worker.postMessage({ kind: "close" } satisfies ToWorker);
+    await ended;
+  }
+}

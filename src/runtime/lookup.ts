@@ -1,0 +1,52 @@
+/**
+ * Prompt lookup decoding (Saxena 2023; transformers' prompt_lookup_num_tokens): the tokens that followed the last
+ * n-gram when it occurred before are a guess at what follows now. Verified in one step, it changes the speed only:
+ * each position is sampled from the model's own distribution, and the first token that differs ends the guess.
+ */
+
+/** Longest n-gram looked for first; one of 2 already repeats by chance. */
+const NGRAM_SIZES = [4, 3, 2] as const;
+
+/** Up to `count` tokens that followed the latest earlier occurrence of the text's end. */
+export function lookUp(tokens: readonly number[], count: number): number[] {
+  for (const size of NGRAM_SIZES) {
+    if (tokens.length <= size) continue;
+    const end = tokens.length;
+    for (let at = end - size - 1; at >= 0; at--) {
+      let same = true;
+      for (let i = 0; i < size && same; i++) same = tokens[at + i] === tokens[end - size + i];
+      if (same) return tokens.slice(at + size, Math.min(at + size + count, end));
+    }
+  }
+  return [];
+}
+
+/** Measured on CPU (context 512): a step over 1 + 4 tokens costs 1.4 to 1.5 steps, so half a token per try pays it. */
+export const GUESS_TOKENS = 4;
+const WORTHWHILE = 0.5;
+/** Steps without a guess after guesses stopped paying; doubles each time, up to the maximum. */
+const FIRST_PAUSE = 8;
+const LONGEST_PAUSE = 256;
+
+/** Whether guessing pays for one sequence. */
+export class GuessGauge {
+  /** Accepted tokens per try, moving mean; starts at what is worth one more try. */
+  private mean = 2 * WORTHWHILE;
+  private pauseLeft = 0;
+  private pause = FIRST_PAUSE;
+
+  get wantsGuess(): boolean {
+    if (this.pauseLeft === 0) return true;
+    this.pauseLeft--;
+    return false;
+  }
+
+  accepted(count: number): void {
+    this.mean = 0.7 * this.mean + 0.3 * count;
+    if (count > 0) this.pause = FIRST_PAUSE;
+    if (this.mean >= WORTHWHILE) return;
+    this.pauseLeft = this.pause;
+    this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
+    this.mean = 2 * WORTHWHILE;
+  }
+}

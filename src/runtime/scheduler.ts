@@ -1,0 +1,303 @@
+/**
+ * Many sequences on one session (continuous batching): those that are generating decode together, one token each;
+ * between two such steps one new request gets a chunk of its prompt computed. Sequences join and leave at any step.
+ *   rows 0 .. n-1   sequences that decode, without gaps
+ *   row  n          the one whose prompt is being read, if any
+ */
+import { NibbleError } from "../errors.ts";
+import type { EngineStats, GeneratedToken, Piece } from "./engine.ts";
+import type { Generation } from "./generate.ts";
+import { GUESS_TOKENS, GuessGauge, lookUp } from "./lookup.ts";
+import { PrefixCache } from "./prefix-cache.ts";
+import { Scores } from "./sampling.ts";
+import type { Rows } from "./session.ts";
+import { Stream } from "./stream.ts";
+
+/** What the scheduler needs of a session (`DecoderSession`). */
+export interface BatchSession {
+  append(row: number, past: number, tokens: readonly number[], rows?: Rows): Promise<Float32Array[]>;
+  decode(pasts: readonly number[], tokens: readonly number[]): Promise<Float32Array[]>;
+  reserve(rows: number, tokens: number): void;
+  shrink(rows: number, tokens: number): void;
+  moveRow(from: number, to: number): void;
+  bytesFor(rows: number, tokens: number): number;
+  readTokens(row: number, start: number, count: number): ArrayBufferView[];
+  writeTokens(row: number, start: number, count: number, parts: readonly ArrayBufferView[]): void;
+}
+
+export interface SchedulerOptions {
+  readonly maxBatch: number;
+  /** Requests that may wait; one more is `overloaded`. */
+  readonly maxWaiting: number;
+  /** Prompt tokens computed at once while nobody else waits for a token, and while somebody does. */
+  readonly prefillChunk?: { readonly alone: number; readonly beside: number };
+  /** Most memory of the caches of running sequences; another one waits until there is room. */
+  readonly maxKvBytes?: number;
+  readonly prefixCacheBytes?: number;
+  /** Guess tokens by prompt lookup when one sequence runs alone. */
+  readonly speculate?: boolean;
+}
+
+/** 512 is where prefill throughput is flat (measured); 128 holds running streams up for about four of their steps. */
+const PREFILL_CHUNK = { alone: 512, beside: 128 };
+
+export interface Request {
+  readonly generation: Generation;
+  readonly signal?: AbortSignal;
+  readonly promptLogprobs?: number;
+}
+
+interface Sequence extends Request {
+  readonly stream: Stream<Piece>;
+  /** Tokens in the cache. */
+  past: number;
+  cachedTokens: number;
+  startedAt: number;
+  firstTokenAt: number;
+  readonly gauge: GuessGauge;
+  promptScores: GeneratedToken[];
+  left: boolean;
+}
+
+export class Scheduler {
+  private readonly waiting: Sequence[] = [];
+  private readonly decoding: Sequence[] = [];
+  private prefilling: Sequence | undefined;
+  private busy: Promise<void> | undefined;
+  private closed = false;
+  private readonly prefixes: PrefixCache<ArrayBufferView>;
+  private readonly counts = { generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
+
+  constructor(
+    private readonly session: BatchSession,
+    private readonly options: SchedulerOptions,
+  ) {
+    this.prefixes = new PrefixCache(session, options.prefixCacheBytes ?? 0);
+  }
+
+  stats(): EngineStats {
+    return {
+      running: this.decoding.length + (this.prefilling ? 1 : 0),
+      waiting: this.waiting.length,
+      ...this.counts,
+    };
+  }
+
+  /** Queues a request; errors: `overloaded`. */
+  submit(request: Request): AsyncIterable<Piece> {
+    if (this.closed) throw new NibbleError("engine", "The engine is closed.");
+    if (this.waiting.length >= this.options.maxWaiting) {
+      throw new NibbleError(
+        "overloaded",
+        `${this.stats().running} requests are running and ${this.waiting.length} are waiting; try again later.`,
+      );
+    }
+    const sequence: Sequence = {
+      ...request,
+      stream: new Stream<Piece>(() => {
+        sequence.left = true;
+      }),
+      past: 0,
+      cachedTokens: 0,
+      startedAt: 0,
+      firstTokenAt: 0,
+      gauge: new GuessGauge(),
+      promptScores: [],
+      left: false,
+    };
+    this.waiting.push(sequence);
+    this.busy ??= this.work().finally(() => {
+      this.busy = undefined;
+    });
+    return sequence.stream;
+  }
+
+  /** Ends everything; requests get an error. */
+  async close(): Promise<void> {
+    this.closed = true;
+    this.failAll(new NibbleError("engine", "The engine was closed while this request ran."));
+    await this.busy;
+    this.prefixes.clear();
+  }
+
+  private async work(): Promise<void> {
+    while (!this.closed) {
+      this.dropStopped();
+      this.admit();
+      if (!this.prefilling && this.decoding.length === 0) break;
+      try {
+        if (this.prefilling) await this.prefillChunk(this.prefilling);
+        if (this.decoding.length > 0) await this.decodeStep();
+      } catch (error) {
+        // the cache may be half written: nobody can go on from it
+        this.failAll(
+          error instanceof NibbleError
+            ? error
+            : new NibbleError(
+                "engine",
+                `A step of the model failed: ${error instanceof Error ? error.message : error}`,
+                {
+                  cause: error,
+                },
+              ),
+        );
+      }
+    }
+  }
+
+  private failAll(error: NibbleError): void {
+    for (const sequence of [...this.decoding, ...(this.prefilling ? [this.prefilling] : []), ...this.waiting]) {
+      sequence.stream.fail(error);
+    }
+    this.decoding.length = 0;
+    this.waiting.length = 0;
+    this.prefilling = undefined;
+  }
+
+  private dropStopped(): void {
+    const stopped = (sequence: Sequence) => sequence.left || sequence.signal?.aborted || sequence.generation.finished;
+    for (let i = this.waiting.length - 1; i >= 0; i--) {
+      if (stopped(this.waiting[i])) this.finish(this.waiting.splice(i, 1)[0]);
+    }
+    if (this.prefilling && stopped(this.prefilling)) {
+      this.finish(this.prefilling);
+      this.prefilling = undefined;
+    }
+    for (let i = this.decoding.length - 1; i >= 0; i--) if (stopped(this.decoding[i])) this.leave(i);
+  }
+
+  /** Takes a sequence out of the batch and closes the gap. */
+  private leave(row: number): void {
+    const sequence = this.decoding[row];
+    this.prefixes.keep(row, sequence.generation.tokens, sequence.past);
+    this.finish(sequence);
+    const last = this.decoding.length - 1;
+    if (row !== last) {
+      this.session.moveRow(last, row);
+      this.decoding[row] = this.decoding[last];
+    }
+    this.decoding.length = last;
+    if (this.prefilling) this.session.moveRow(last + 1, last);
+  }
+
+  private finish(sequence: Sequence): void {
+    const { generation, stream } = sequence;
+    if (!generation.finished) this.say(sequence, generation.end("aborted"));
+    stream.end();
+  }
+
+  private admit(): void {
+    const { maxBatch, maxKvBytes = Number.POSITIVE_INFINITY } = this.options;
+    if (this.decoding.length === 0 && !this.prefilling) this.session.shrink(0, 0);
+    while (!this.prefilling && this.waiting.length > 0 && this.decoding.length < maxBatch) {
+      const next = this.waiting[0];
+      const row = this.decoding.length;
+      const longest = Math.max(next.generation.tokens.length, ...this.decoding.map(({ past }) => past));
+      if (row > 0 && this.session.bytesFor(row + 1, longest) > maxKvBytes) break; // until somebody leaves
+      this.waiting.shift();
+      next.startedAt = performance.now();
+      this.counts.promptTokens += next.generation.promptTokens;
+      if (!next.generation.wantsToken && next.promptLogprobs === undefined) {
+        this.say(next, next.generation.end("length"));
+        next.stream.end();
+        continue;
+      }
+      if (next.promptLogprobs === undefined) {
+        const reserve = (tokens: number) => this.session.reserve(row + 1, tokens);
+        next.past = this.prefixes.restore(row, next.generation.tokens, reserve);
+        next.cachedTokens = next.past;
+        this.counts.cachedTokens += next.past;
+      }
+      this.prefilling = next;
+    }
+  }
+
+  private async prefillChunk(sequence: Sequence): Promise<void> {
+    const { generation, promptLogprobs } = sequence;
+    const row = this.decoding.length;
+    const { alone, beside } = this.options.prefillChunk ?? PREFILL_CHUNK;
+    const prompt = generation.tokens;
+    const end = Math.min(prompt.length, sequence.past + (row > 0 ? beside : alone));
+    const chunk = prompt.slice(sequence.past, end);
+    const logits = await this.session.append(row, sequence.past, chunk, promptLogprobs === undefined ? "last" : "all");
+    if (this.prefilling !== sequence) return; // closed meanwhile
+    if (promptLogprobs !== undefined) {
+      for (const [i, scored] of logits.entries()) {
+        const id = prompt[sequence.past + i + 1];
+        if (id === undefined) break;
+        const scores = new Scores(scored, promptLogprobs);
+        sequence.promptScores.push({ id, logprob: scores.of(id), top: scores.top });
+      }
+    }
+    sequence.past = end;
+    if (end < prompt.length) return;
+    this.prefilling = undefined;
+    sequence.firstTokenAt = performance.now();
+    this.prefixes.keep(row, prompt, end);
+    if (!generation.wantsToken) this.say(sequence, generation.end("length"));
+    else this.take(sequence, logits[logits.length - 1]);
+    this.decoding.push(sequence); // dropStopped takes it out again where that was its only token
+  }
+
+  private async decodeStep(): Promise<void> {
+    const batch = this.decoding.filter(({ generation }) => !generation.finished);
+    if (batch.length !== this.decoding.length) return; // dropStopped closes the gaps first
+    if (batch.length === 1 && this.options.speculate && (await this.guessStep(batch[0]))) return;
+    const logits = await this.session.decode(
+      batch.map(({ past }) => past),
+      batch.map(({ generation }) => generation.tokens[generation.tokens.length - 1]),
+    );
+    for (const [i, sequence] of batch.entries()) {
+      sequence.past++;
+      this.take(sequence, logits[i]);
+    }
+  }
+
+  /** One step over a guess; false where there is none. */
+  private async guessStep(sequence: Sequence): Promise<boolean> {
+    const { generation, gauge } = sequence;
+    const room = generation.tokensLeft - 1;
+    if (room <= 0 || !gauge.wantsGuess) return false;
+    const guess = lookUp(generation.tokens, Math.min(GUESS_TOKENS, room));
+    if (guess.length === 0) return false;
+    const last = generation.tokens[generation.tokens.length - 1];
+    const logits = await this.session.append(0, sequence.past, [last, ...guess], "all");
+    let accepted = 0;
+    for (const [i, row] of logits.entries()) {
+      sequence.past++; // the token before this row is right: its keys and values stay
+      this.take(sequence, row);
+      const made = generation.tokens[generation.tokens.length - 1];
+      if (generation.finished || made !== guess[i]) break;
+      accepted++;
+    }
+    gauge.accepted(accepted);
+    return true;
+  }
+
+  private take(sequence: Sequence, logits: Float32Array): void {
+    if (sequence.left || sequence.signal?.aborted) return;
+    try {
+      const piece = sequence.generation.take(logits);
+      this.counts.generatedTokens++;
+      if (piece) this.say(sequence, piece);
+    } catch (error) {
+      sequence.stream.fail(error); // one request's fault (a grammar, damaged logits) is not the others'
+      sequence.left = true;
+    }
+  }
+
+  /** Hands out a piece; the first one carries the prompt's scores, the last one usage and times. */
+  private say(sequence: Sequence, piece: Piece): void {
+    const { promptScores, stream, generation, startedAt, firstTokenAt, cachedTokens } = sequence;
+    const now = performance.now();
+    const first = promptScores.length > 0 ? { promptLogprobs: promptScores } : {};
+    sequence.promptScores = [];
+    if (piece.finish === undefined) {
+      stream.push({ ...piece, ...first });
+      return;
+    }
+    const prefilled = firstTokenAt || now;
+    const timings = { prefillMs: startedAt ? prefilled - startedAt : 0, decodeMs: now - prefilled };
+    stream.push({ ...piece, ...first, usage: generation.usage(cachedTokens), timings });
+  }
+}

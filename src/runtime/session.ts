@@ -1,0 +1,257 @@
+/**
+ * A decoder graph with its KV cache in place: the tensors fed as past_key_values.N.* are the ones that present.N.* is
+ * written into, and GroupQueryAttention appends at each row's own length (attention_mask, ones then zeros).
+ *   cache of a layer   (rows, kvHeads, capacity, headDim), a row is one sequence
+ * Rows and capacity grow in steps; what a step needs of them is a view on the same memory.
+ */
+import type { InferenceSession, Tensor } from "onnxruntime-common";
+import { NibbleError } from "../errors.ts";
+import { type Ort, typedArray } from "../onnx/ort.ts";
+import { f16ToF32 } from "../tensor/dtypes.ts";
+
+/** Capacity grows by at least so many tokens: the npm binding copies the whole capacity at each step. */
+const CAPACITY_STEP = 256;
+
+type Numbers = Float32Array | Uint16Array | Int8Array | Uint8Array;
+
+/** One input and output of the graph that carries a part of one layer's cache. */
+export interface CachePart {
+  readonly past: string;
+  readonly present: string;
+  readonly type: Tensor.Type;
+  readonly heads: number;
+  /** Elements per token and head. */
+  readonly headDim: number;
+}
+
+/** What a graph's inputs and outputs say about it. */
+export interface GraphShape {
+  readonly cache: readonly CachePart[];
+  readonly vocabSize: number | undefined;
+  readonly positionIds: boolean;
+  readonly numLogitsToKeep: boolean;
+  /** "fp32", "fp16", "int8", "int4" */
+  readonly kvFormat: string;
+  readonly kvBytesPerToken: number;
+}
+
+const KV_FORMATS: Readonly<Partial<Record<Tensor.Type, string>>> = {
+  float32: "fp32",
+  float16: "fp16",
+  int8: "int8",
+  uint8: "int4",
+};
+const ELEMENT_BYTES: Readonly<Partial<Record<Tensor.Type, number>>> = { float32: 4, float16: 2, int8: 1, uint8: 1 };
+
+/** Reads the contract of a decoder graph; errors: `unsupported` with the input that is not understood. */
+export function graphShape(
+  name: string,
+  inputs: readonly InferenceSession.ValueMetadata[],
+  outputs: readonly InferenceSession.ValueMetadata[],
+): GraphShape {
+  const cache: CachePart[] = [];
+  const known = new Set(["input_ids", "attention_mask", "position_ids", "num_logits_to_keep"]);
+  for (const input of inputs) {
+    if (known.has(input.name)) continue;
+    const match = /^past_key_values\.(\d+)\.(key|value)$/.exec(input.name);
+    const present = match && `present.${match[1]}.${match[2]}`;
+    if (!match || !present || !input.isTensor || !outputs.some((output) => output.name === present)) {
+      throw new NibbleError("unsupported", `${name}: its input ${input.name} is none that the runtime fills.`);
+    }
+    const [, heads, , headDim] = input.shape;
+    if (typeof heads !== "number" || typeof headDim !== "number" || !ELEMENT_BYTES[input.type]) {
+      throw new NibbleError(
+        "unsupported",
+        `${name}: ${input.name} is ${input.type} (${input.shape.join(", ")}); numeric heads and head size are needed, in float32, float16, int8 or uint8.`,
+      );
+    }
+    cache.push({ past: input.name, present, type: input.type, heads, headDim });
+  }
+  const logits = outputs.find((output) => output.name === "logits");
+  const vocabSize = logits?.isTensor ? logits.shape[2] : undefined;
+  const has = (wanted: string) => inputs.some((input) => input.name === wanted);
+  if (!has("input_ids") || !has("attention_mask") || cache.length === 0) {
+    throw new NibbleError(
+      "unsupported",
+      `${name}: a decoder with input_ids, attention_mask and past_key_values.* is needed.`,
+    );
+  }
+  return {
+    cache,
+    vocabSize: typeof vocabSize === "number" ? vocabSize : undefined,
+    positionIds: has("position_ids"),
+    numLogitsToKeep: has("num_logits_to_keep"),
+    kvFormat: KV_FORMATS[cache[0].type] ?? cache[0].type,
+    kvBytesPerToken: cache.reduce((sum, part) => sum + part.heads * part.headDim * (ELEMENT_BYTES[part.type] ?? 0), 0),
+  };
+}
+
+/** Which logits a step is asked for: of the last row, or of every row. */
+export type Rows = "last" | "all";
+
+export class DecoderSession {
+  readonly shape: GraphShape;
+  private rows = 0;
+  private capacity = 0;
+  private buffers: Numbers[] = [];
+
+  constructor(
+    private readonly ort: Ort,
+    private readonly session: InferenceSession,
+    readonly name: string,
+    /** Tokens that a row may hold at most. */
+    readonly contextLength: number,
+  ) {
+    this.shape = graphShape(name, session.inputMetadata, session.outputMetadata);
+  }
+
+  get kvBytesAllocated(): number {
+    return this.buffers.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+
+  /** Bytes after `reserve` with the same arguments. */
+  bytesFor(rows: number, tokens: number): number {
+    return Math.max(rows, this.rows) * this.roundedCapacity(tokens) * this.shape.kvBytesPerToken;
+  }
+
+  private roundedCapacity(tokens: number): number {
+    if (tokens <= this.capacity) return this.capacity;
+    return Math.min(this.contextLength, Math.ceil(tokens / CAPACITY_STEP) * CAPACITY_STEP);
+  }
+
+  /** Makes room for `tokens` in each of `rows`; what is there stays. */
+  reserve(rows: number, tokens: number): void {
+    const capacity = this.roundedCapacity(tokens);
+    const newRows = Math.max(rows, this.rows);
+    if (capacity === this.capacity && newRows === this.rows) return;
+    for (const [i, { type, heads, headDim }] of this.shape.cache.entries()) {
+      const buffer = typedArray(type, newRows * heads * capacity * headDim) as Numbers;
+      const old = this.buffers[i];
+      if (old) {
+        for (let head = 0; head < this.rows * heads; head++) {
+          const from = head * this.capacity * headDim;
+          buffer.set(old.subarray(from, from + this.capacity * headDim) as never, head * capacity * headDim);
+        }
+      }
+      this.buffers[i] = buffer; // one layer at a time: never the whole cache twice
+    }
+    this.rows = newRows;
+    this.capacity = capacity;
+  }
+
+  /** Gives back the rows from `rows` on, and the capacity beyond `tokens`. */
+  shrink(rows: number, tokens: number): void {
+    const capacity = Math.min(this.contextLength, Math.ceil(tokens / CAPACITY_STEP) * CAPACITY_STEP);
+    if (rows >= this.rows && capacity >= this.capacity) return;
+    for (const [i, { heads, headDim }] of this.shape.cache.entries()) {
+      const old = this.buffers[i];
+      const buffer = new (old.constructor as new (length: number) => Numbers)(rows * heads * capacity * headDim);
+      for (let head = 0; head < rows * heads; head++) {
+        const from = head * this.capacity * headDim;
+        buffer.set(old.subarray(from, from + capacity * headDim) as never, head * capacity * headDim);
+      }
+      this.buffers[i] = buffer;
+    }
+    this.rows = rows;
+    this.capacity = capacity;
+  }
+
+  /** Copies a row over another. */
+  moveRow(from: number, to: number): void {
+    if (from === to) return;
+    for (const [i, { heads, headDim }] of this.shape.cache.entries()) {
+      const size = heads * this.capacity * headDim;
+      this.buffers[i].copyWithin(to * size, from * size, (from + 1) * size);
+    }
+  }
+
+  /** Keys and values of tokens start .. start + count of a row, one array per cache part: (heads, count, headDim). */
+  readTokens(row: number, start: number, count: number): Numbers[] {
+    return this.shape.cache.map(({ heads, headDim }, i) => {
+      const out = new (this.buffers[i].constructor as new (length: number) => Numbers)(heads * count * headDim);
+      for (let head = 0; head < heads; head++) {
+        const from = ((row * heads + head) * this.capacity + start) * headDim;
+        out.set(this.buffers[i].subarray(from, from + count * headDim) as never, head * count * headDim);
+      }
+      return out;
+    });
+  }
+
+  /** Puts back what `readTokens` gave. */
+  writeTokens(row: number, start: number, count: number, parts: readonly Numbers[]): void {
+    for (const [i, { heads, headDim }] of this.shape.cache.entries()) {
+      for (let head = 0; head < heads; head++) {
+        const to = ((row * heads + head) * this.capacity + start) * headDim;
+        this.buffers[i].set(parts[i].subarray(head * count * headDim, (head + 1) * count * headDim) as never, to);
+      }
+    }
+  }
+
+  /** Appends `tokens` to one row that holds `past`; resolves to its logits, a row (vocab) each. */
+  async append(row: number, past: number, tokens: readonly number[], rows: Rows = "last"): Promise<Float32Array[]> {
+    this.reserve(row + 1, past + tokens.length);
+    const total = past + tokens.length;
+    const mask = new BigInt64Array(total).fill(1n);
+    return this.run(row, 1, [past], BigInt64Array.from(tokens, BigInt), mask, total, rows);
+  }
+
+  /** One more token for each of the rows 0 .. n-1; resolves to a row of logits (vocab) each. */
+  async decode(pasts: readonly number[], tokens: readonly number[]): Promise<Float32Array[]> {
+    const total = Math.max(...pasts) + 1;
+    this.reserve(pasts.length, total);
+    const mask = new BigInt64Array(pasts.length * total);
+    for (const [row, past] of pasts.entries()) mask.fill(1n, row * total, row * total + past + 1);
+    return this.run(0, pasts.length, pasts, BigInt64Array.from(tokens, BigInt), mask, total, "last");
+  }
+
+  private async run(
+    firstRow: number,
+    batch: number,
+    pasts: readonly number[],
+    ids: BigInt64Array,
+    mask: BigInt64Array,
+    total: number,
+    rows: Rows,
+  ): Promise<Float32Array[]> {
+    const { Tensor } = this.ort;
+    const seq = ids.length / batch;
+    const feeds: Record<string, Tensor> = {
+      input_ids: new Tensor("int64", ids, [batch, seq]),
+      attention_mask: new Tensor("int64", mask, [batch, total]),
+    };
+    if (this.shape.numLogitsToKeep) {
+      feeds.num_logits_to_keep = new Tensor("int64", BigInt64Array.of(rows === "last" ? 1n : 0n), []);
+    }
+    if (this.shape.positionIds) {
+      const positions = new BigInt64Array(batch * seq);
+      for (let i = 0; i < positions.length; i++) positions[i] = BigInt(pasts[Math.floor(i / seq)] + (i % seq));
+      feeds.position_ids = new Tensor("int64", positions, [batch, seq]);
+    }
+    const fetches: Record<string, Tensor | null> = { logits: null };
+    for (const [i, { past, present, type, heads, headDim }] of this.shape.cache.entries()) {
+      const size = heads * this.capacity * headDim;
+      const view = this.buffers[i].subarray(firstRow * size, (firstRow + batch) * size);
+      feeds[past] = new Tensor(type, view as Float32Array, [batch, heads, this.capacity, headDim]);
+      fetches[present] = feeds[past];
+    }
+    const { logits } = await this.session.run(feeds, fetches);
+    const [, outRows, vocab] = logits.dims;
+    const data = asFloat32(logits);
+    const all = Array.from({ length: batch * outRows }, (_, i) => data.subarray(i * vocab, (i + 1) * vocab));
+    if (rows === "all") return all;
+    return Array.from({ length: batch }, (_, i) => all[(i + 1) * outRows - 1]);
+  }
+
+  async dispose(): Promise<void> {
+    this.buffers = [];
+    this.rows = 0;
+    this.capacity = 0;
+    await this.session.release();
+  }
+}
+
+function asFloat32(tensor: Tensor): Float32Array {
+  if (tensor.type === "float32") return tensor.data as Float32Array;
+  if (tensor.type === "float16") return f16ToF32(tensor.data as Uint16Array);
+  throw new NibbleError("unsupported", `Logits of type ${tensor.type}; float32 or float16 are read.`);
+}
