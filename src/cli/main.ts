@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import { packageFolder } from "../node/package.ts";
+import { chat } from "./chat.ts";
 import { evalCommand } from "./eval.ts";
 import { exportCommand } from "./export.ts";
 import { inspect } from "./inspect.ts";
@@ -10,6 +11,7 @@ import { list } from "./list.ts";
 import { quantizeCommand } from "./quantize.ts";
 import { rm } from "./rm.ts";
 import { EXIT_USAGE, reportError } from "./run.ts";
+import { serveCommand } from "./serve.ts";
 
 const { version, description } = JSON.parse(readFileSync(join(packageFolder(), "package.json"), "utf8"));
 const program = new Command("nibble")
@@ -17,7 +19,7 @@ const program = new Command("nibble")
   .version(version)
   .showHelpAfterError("(--help says more)");
 
-for (const command of [quantizeCommand, exportCommand, inspect, evalCommand, list, rm])
+for (const command of [quantizeCommand, exportCommand, inspect, chat, serveCommand, evalCommand, list, rm])
   program.addCommand(command.copyInheritedSettings(program));
 for (const command of [program, ...program.commands]) command.exitOverride();
 

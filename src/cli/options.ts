@@ -35,12 +35,16 @@ export function withCheckpointFlags(command: Command): Command {
   );
 }
 
+const KV_FORMATS = ["fp32", "fp16", "int8", "int4", "int4-static"];
+const KV_POLICIES = ["full", "window", "h2o", "snapkv", "keydiff", "expected"];
+
 /** Flags of a command that loads an exported model. */
 export interface LoadFlags extends OutputFlags {
   readonly device: "cpu" | "webgpu";
   readonly threads?: number;
   readonly context?: number;
   readonly kv?: string;
+  readonly kvPolicy?: string;
   readonly chatTemplate?: string;
 }
 
@@ -50,7 +54,14 @@ export function withLoadFlags(command: Command): Command {
       .addOption(new Option("--device <name>", "where it runs").choices(["cpu", "webgpu"]).default("cpu"))
       .option("--threads <n>", "CPU threads", wholeNumber)
       .option("--context <tokens>", "prompt and answer together; the KV cache is made for it", wholeNumber)
-      .addOption(new Option("--kv <format>", "number format of the KV cache (default: the file's own)"))
+      .addOption(
+        new Option("--kv <format>", "numbers in the KV cache (default: int8 where the folder has it)").choices(
+          KV_FORMATS,
+        ),
+      )
+      .addOption(
+        new Option("--kv-policy <name>", "which tokens the KV cache keeps").choices(KV_POLICIES).default("full"),
+      )
       .option("--chat-template <file>", "use this Jinja template instead of the model's own"),
   );
 }
@@ -80,4 +91,20 @@ export async function calibrationText(
 ): Promise<NamedText | undefined> {
   if (path === undefined) return undefined;
   return readTextFile(path, loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config }));
+}
+
+export function portNumber(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 0 || value > 65_535) throw new InvalidArgumentError("A port is 0 to 65535.");
+  return value;
+}
+
+const BYTE_UNITS: Readonly<Record<string, number>> = { "": 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 };
+
+/** "4GB", "500 MB" or plain bytes. */
+export function byteSize(text: string): number {
+  const match = /^([\d.]+)\s*([kmgt]?)b?$/i.exec(text.trim());
+  const value = match ? Number(match[1]) * BYTE_UNITS[match[2].toLowerCase()] : Number.NaN;
+  if (!Number.isFinite(value) || value <= 0) throw new InvalidArgumentError("It has to be a size such as 4GB.");
+  return Math.round(value);
 }

@@ -1,0 +1,98 @@
+/** `nibble serve`: exported models behind an OpenAI-compatible API, and the chat page. */
+import { readFile, stat } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
+import { Command } from "commander";
+import { formatLogJson } from "../../server/log.ts";
+import { closeOnSignals, DEFAULT_HOST, DEFAULT_PORT, formatLog, serve } from "../../server/main.ts";
+import type { ModelSource } from "../../server/models.ts";
+import { NibbleError } from "../errors.ts";
+import { MANIFEST } from "../export/model-folder.ts";
+import { formatBytes } from "../node/memory.ts";
+import { hasPage } from "../node/page.ts";
+import { expectedMemory, openEngine } from "./load.ts";
+import { byteSize, type LoadFlags, portNumber, wholeNumber, withLoadFlags } from "./options.ts";
+import { type CommandContext, runCommand } from "./run.ts";
+
+interface ServeFlags extends LoadFlags {
+  readonly port: number;
+  readonly host: string;
+  readonly apiKey: readonly string[];
+  readonly apiKeyFile?: string;
+  readonly corsOrigin: readonly string[];
+  readonly allowedHost: readonly string[];
+  readonly queue?: number;
+  readonly idleUnload?: number;
+  readonly memory?: number;
+  readonly logJson?: boolean;
+}
+
+/** Read where no flag gives keys, so that none has to stand in a process list. */
+const KEYS_VARIABLE = "NIBBLE_API_KEY";
+
+const repeated = (value: string, previous: readonly string[]): readonly string[] => [...previous, value];
+
+export const serveCommand = withLoadFlags(
+  new Command("serve")
+    .description("serve exported models: OpenAI-compatible API and chat page")
+    .argument("<dir...>", "exported folders; the first one answers where a request names none")
+    .option("--port <n>", "0 takes a free one", portNumber, DEFAULT_PORT)
+    .option("--host <address>", "0.0.0.0 lets other machines in", DEFAULT_HOST)
+    .option("--api-key <key>", `require this key; may be repeated (or ${KEYS_VARIABLE}, comma-separated)`, repeated, [])
+    .option("--api-key-file <file>", "require one of the keys in this file, one a line")
+    .option("--cors-origin <origin>", "let pages of this origin call; may be repeated; * is any", repeated, [])
+    .option("--allowed-host <name>", "answer to this Host name too; may be repeated; * is any", repeated, [])
+    .option("--queue <n>", "requests that may wait before others get 503", wholeNumber)
+    .option("--idle-unload <seconds>", "unload a model that nobody asked for this long", wholeNumber)
+    .option("--memory <size>", "loaded models together, as 4GB; idle ones make room", byteSize)
+    .option("--log-json", "log requests as JSON lines"),
+).action((dirs: readonly string[], flags: ServeFlags) =>
+  runCommand(flags, async (context) => {
+    const { output, onInterrupt } = context;
+    const format = flags.logJson ? formatLogJson : formatLog;
+    const server = await serve({
+      models: await Promise.all(dirs.map((dir) => modelSource(dir, flags, context))),
+      port: flags.port,
+      host: flags.host,
+      apiKeys: await apiKeys(flags),
+      corsOrigins: flags.corsOrigin,
+      allowedHosts: flags.allowedHost,
+      queueLimit: flags.queue,
+      idleMs: flags.idleUnload === undefined ? undefined : flags.idleUnload * 1000,
+      memoryBytes: flags.memory,
+      log: (record) => output.note(format(record)),
+      onEvent: (message, error) => output.note(error === undefined ? message : `${message}: ${error}`),
+    });
+    onInterrupt(() => {}); // closeOnSignals has its own use for Ctrl-C
+    closeOnSignals(server, (text) => output.note(text));
+    const page = hasPage() ? server.url : undefined;
+    const lines = [
+      page ? `Chat page: ${page}` : "No chat page here (npm run build:page makes it).",
+      `API:       ${server.url}/v1`,
+    ];
+    output.result(lines.join("\n"), { url: server.url, api: `${server.url}/v1`, page });
+    await server.closed;
+  }),
+);
+
+async function modelSource(dir: string, flags: ServeFlags, context: CommandContext): Promise<ModelSource> {
+  const info = await stat(join(dir, MANIFEST))
+    .catch(() => stat(join(dir, "config.json")))
+    .catch(() => undefined);
+  if (!info) {
+    throw new NibbleError("not_found", `${dir} is no exported model: it has neither ${MANIFEST} nor config.json.`);
+  }
+  const memory = await expectedMemory(dir, flags);
+  context.output.note(`${dir}: ${formatBytes(memory.totalBytes)} when loaded`);
+  return {
+    id: basename(resolve(dir)),
+    created: Math.floor(info.mtimeMs / 1000),
+    sizeBytes: memory.totalBytes,
+    load: () => openEngine(dir, flags, context),
+  };
+}
+
+async function apiKeys({ apiKey, apiKeyFile }: ServeFlags): Promise<readonly string[]> {
+  const file = apiKeyFile === undefined ? "" : await readFile(apiKeyFile, "utf8");
+  const keys = [...apiKey, ...file.split("\n"), ...(process.env[KEYS_VARIABLE] ?? "").split(",")];
+  return keys.map((key) => key.trim()).filter((key) => key !== "");
+}
