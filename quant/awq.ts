@@ -68,6 +68,7 @@ export async function searchFold(
   const input = channelMeans(statistics.meanAbs ?? rootDiagonal(H, cols), source, channels);
   const weight = channelMeans(columnRms(matrices, cols), source, channels);
   const none = new Float64Array(channels).fill(1);
+  const read = new Set(source); // a channel that no column reads (LFM2's gates) feeds something else: its factor is 1
   const unfolded = await lossWith(none);
   let best: { scales: Float64Array; exponent: number | undefined; loss: number } = {
     scales: none,
@@ -75,7 +76,10 @@ export async function searchFold(
     loss: unfolded,
   };
   const consider = async (exponent: number) => {
-    const scales = centred(input.map((x, c) => x ** exponent / weight[c] ** (1 - exponent)));
+    const scales = centred(
+      input.map((x, c) => x ** exponent / weight[c] ** (1 - exponent)),
+      read,
+    );
     const loss = await lossWith(scales);
     if (loss < best.loss) best = { scales, exponent, loss };
   };
@@ -160,13 +164,13 @@ function channelMeans(values: Float64Array, source: Int32Array, channels: number
 }
 
 /** Scaled so that the largest and the smallest are each other's inverse: folded gains stay near where they were. */
-function centred(scales: Float64Array): Float64Array {
+function centred(scales: Float64Array, read: ReadonlySet<number>): Float64Array {
   let min = Number.POSITIVE_INFINITY;
   let max = 0;
-  for (const scale of scales) {
-    if (scale < min) min = scale;
-    if (scale > max) max = scale;
+  for (const channel of read) {
+    min = Math.min(min, scales[channel]);
+    max = Math.max(max, scales[channel]);
   }
   const middle = Math.sqrt(min * max);
-  return scales.map((scale) => scale / middle);
+  return scales.map((scale, channel) => (read.has(channel) ? scale / middle : 1));
 }

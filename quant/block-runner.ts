@@ -56,7 +56,10 @@ export class BlockRunner {
       feeds[name] = new this.ort.Tensor("float32", await load(), shape);
     }
     const inputOf = new Map([...weightInputs].map(([name, { tensor }]) => [tensor, name]));
-    const sessions = await Promise.all(segments.map(async (segment) => this.session(await toBytes(segment.graph))));
+    // OLMo 2's first linears read the block's input itself: nothing runs before them
+    const sessions = await Promise.all(
+      segments.map(async ({ graph }) => (graph.nodes.length > 0 ? this.session(await toBytes(graph)) : undefined)),
+    );
     return {
       segments,
       sites: sites.map(({ linears }) => linears),
@@ -69,7 +72,8 @@ export class BlockRunner {
         return { shape: dims, data: data as Float32Array };
       },
       run: async (segment, activations) => {
-        if (segment.writes.length === 0) return;
+        const session = sessions[segments.indexOf(segment)];
+        if (!session || segment.writes.length === 0) return;
         const inputs: Record<string, Tensor> = {};
         for (const name of segment.reads) inputs[name] = activations.get(name)!;
         for (const name of segment.weights) inputs[name] = feeds[name];
@@ -77,7 +81,7 @@ export class BlockRunner {
           const [batch, seq] = [...activations.values()][0].dims;
           inputs.attention_mask = new this.ort.Tensor("int64", new BigInt64Array(batch * seq).fill(1n), [batch, seq]);
         }
-        const results = await sessions[segments.indexOf(segment)].run(inputs);
+        const results = await session.run(inputs);
         for (const name of segment.writes) activations.set(name, results[name] as Tensor);
       },
     };

@@ -289,7 +289,7 @@ class SiteWalk {
     };
     await divide(`${name}.bias`);
     if ("norm" in from) {
-      await divide(`${name}.weight`);
+      await divide(`${name}.weight`, from.gainOffset);
       return;
     }
     const made = this.record.linears.get(name);
