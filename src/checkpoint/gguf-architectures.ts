@@ -28,6 +28,8 @@ export type Rearranged =
   | "squeezed"; // lfm2's convolution: (channels, 1, kernel) stored as (channels, kernel)
 
 export interface GgufArchitecture {
+  /** transformers' class, for config.json's `architectures`. */
+  readonly className: string;
   /** Blocks are `<blocks>.<n>.`. */
   readonly blocks: string;
   /** GGUF name without suffix -> Hugging Face name without suffix, outside of the blocks. */
@@ -74,6 +76,7 @@ const GEMMA_NORMS = {
 
 export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   llama: {
+    className: "LlamaForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: { ...LLAMA_BLOCK, ffn_gate_inp: "block_sparse_moe.gate" },
@@ -86,16 +89,17 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
       if (metadata.number("expert_count", 0) > 0) {
         const { count, used } = expertCounts(model);
         const sparse = { num_local_experts: count, num_experts_per_tok: used, sliding_window: window || null };
-        return { model_type: "mixtral", ...config, ...sparse };
+        return { model_type: "mixtral", architectures: ["MixtralForCausalLM"], ...config, ...sparse };
       }
       metadata.expect("expert_used_count", 0);
       return window > 0
-        ? { model_type: "mistral", ...config, sliding_window: window }
+        ? { model_type: "mistral", architectures: ["MistralForCausalLM"], ...config, sliding_window: window }
         : { model_type: "llama", ...config };
     },
   },
 
   granite: {
+    className: "GraniteForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: LLAMA_BLOCK,
@@ -114,6 +118,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   smollm3: {
+    className: "SmolLM3ForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: LLAMA_BLOCK,
@@ -133,6 +138,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   qwen2: {
+    className: "Qwen2ForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: LLAMA_BLOCK,
@@ -140,6 +146,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   qwen3: {
+    className: "Qwen3ForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: { ...LLAMA_BLOCK, ...QK_NORM },
@@ -153,6 +160,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   qwen2moe: {
+    className: "Qwen2MoeForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: {
@@ -172,6 +180,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   qwen3moe: {
+    className: "Qwen3MoeForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: { ...LLAMA_BLOCK, ...QK_NORM, ffn_gate_inp: "mlp.gate" },
@@ -185,6 +194,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   olmoe: {
+    className: "OlmoeForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: { ...LLAMA_BLOCK, ...QK_NORM, ffn_gate_inp: "mlp.gate" },
@@ -198,6 +208,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   olmo2: {
+    className: "Olmo2ForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: {
@@ -212,6 +223,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   gemma2: {
+    className: "Gemma2ForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: GEMMA_BLOCK,
@@ -230,6 +242,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   gemma3: {
+    className: "Gemma3ForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: { ...GEMMA_BLOCK, ...QK_NORM },
@@ -252,6 +265,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   phi2: {
+    className: "PhiForCausalLM",
     blocks: "model.layers",
     outer: { token_embd: "model.embed_tokens", output_norm: "model.final_layernorm", output: "lm_head" },
     block: {
@@ -271,6 +285,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   phi3: {
+    className: "Phi3ForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: {
@@ -306,6 +321,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   gpt2: {
+    className: "GPT2LMHeadModel",
     blocks: "transformer.h",
     outer: {
       token_embd: "transformer.wte",
@@ -344,6 +360,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   gptneox: {
+    className: "GPTNeoXForCausalLM",
     blocks: "gpt_neox.layers",
     outer: { token_embd: "gpt_neox.embed_in", output_norm: "gpt_neox.final_layer_norm", output: "embed_out" },
     block: {
@@ -370,6 +387,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   stablelm: {
+    className: "StableLmForCausalLM",
     blocks: "model.layers",
     outer: LLAMA_OUTER,
     block: LLAMA_BLOCK,
@@ -385,6 +403,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
   },
 
   lfm2: {
+    className: "Lfm2ForCausalLM",
     blocks: "model.layers",
     outer: {
       token_embd: "model.embed_tokens",

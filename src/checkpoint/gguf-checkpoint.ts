@@ -55,7 +55,7 @@ export async function openGgufCheckpoint(
     );
   }
   const model: GgufModel = { metadata, tensors, ropeFactors: await readRopeFactors(tensors) };
-  const config = architecture.config(model);
+  const config = { architectures: [architecture.className], ...architecture.config(model) };
   const map = nameTensors(architecture, tensors, headCounts(model), metadata);
   metadata.finish();
 

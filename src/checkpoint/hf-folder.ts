@@ -12,7 +12,7 @@ import { readSafetensorsHeader, type SafetensorsTensor } from "./safetensors.ts"
 import { textPart } from "./text-part.ts";
 
 /** Files that go along with the weights: tokenizer, template, defaults of sampling, licence. */
-const SIDE_FILES =
+export const SIDE_FILES =
   /^((tokenizer|tokenizer_config|generation_config|special_tokens_map|added_tokens|vocab|chat_template)\.json|chat_template\.jinja|tokenizer\.model|merges\.txt|LICEN[CS]E(\.\w+)?|NOTICE(\.\w+)?|(additional_)?chat_templates?\/[\w.-]+\.jinja)$/;
 /** gemma3's tokenizer.json has 33 MB. */
 const MAX_SIDE_FILE_BYTES = 128 * 2 ** 20;
@@ -122,8 +122,8 @@ async function openShards(folder: FolderSource, files: readonly string[], opened
     opened.push(source);
     return { path, source, entries: [...(await readSafetensorsHeader(source)).tensors.values()] };
   };
+  if (files.includes(SINGLE)) return [await open(SINGLE)]; // transformers' order
   if (files.includes(INDEX)) return openIndexed(folder, files, open);
-  if (files.includes(SINGLE)) return [await open(SINGLE)];
 
   const numbered = files.filter((path) => /^[^/]*-\d+-of-\d+\.safetensors$/.test(path));
   const others = files.filter((path) => /^[^/]+\.safetensors$/.test(path) && !/^(adapter_|consolidated)/.test(path));
