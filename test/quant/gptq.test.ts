@@ -132,7 +132,9 @@ describe("GPTQ", () => {
       };
       const { dequantize } = await import("../../src/tensor/quantized.ts");
       plain += distance(dequantize(await gptqMatrix(W, spec4(32, false), statistics, plainProducts)));
-      asymmetric += distance(dequantize(await gptqMatrix(W, spec4(32, false), statistics, plainProducts, { asymmetry: 1 })));
+      asymmetric += distance(
+        dequantize(await gptqMatrix(W, spec4(32, false), statistics, plainProducts, { asymmetry: 1 })),
+      );
     }
     expect(asymmetric).toBeLessThan(plain);
   });

@@ -1,0 +1,154 @@
+import { readFileSync } from "node:fs";
+import * as ort from "onnxruntime-node";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { BlockRunner } from "../../quant/block-runner.ts";
+import { ortProducts } from "../../quant/products.ts";
+import { type QuantizeTools, quantizeModel } from "../../quant/quantize.ts";
+import type { QuantizedModel } from "../../quant/quantized-model.ts";
+import { awq, gptq, hqq, preset, type Recipe, rtn } from "../../quant/recipes.ts";
+import { type Model, resolveModel } from "../../src/arch/index.ts";
+import { floatWeights } from "../../src/arch/weights.ts";
+import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
+import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
+import { BlockForward } from "../../src/eval/block-forward.ts";
+import { measureDrift } from "../../src/eval/drift.ts";
+import { nodeFolder } from "../../src/node/files.ts";
+import type { Ort } from "../../src/onnx/ort.ts";
+import { dequantize } from "../../src/tensor/quantized.ts";
+import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { repoPath } from "../helpers.ts";
+
+const SEQUENCE = 128;
+let checkpoint: Checkpoint;
+let model: Model;
+let windows: number[][];
+const products = ortProducts(ort as Ort);
+const tools: QuantizeTools = { ort: ort as Ort, products };
+
+beforeAll(async () => {
+  checkpoint = await openHfFolder(nodeFolder(repoPath("models/stories260k")));
+  model = resolveModel(checkpoint);
+  const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
+  const text = readFileSync(repoPath("models/stories260k/stories-sample.txt"), "utf8").replaceAll("<|endoftext|>", "");
+  const ids = tokenizer.encode(text.slice(0, 30_000), { addSpecialTokens: false });
+  windows = Array.from({ length: 24 }, (_, i) => ids.slice(i * SEQUENCE, (i + 1) * SEQUENCE));
+});
+afterAll(async () => {
+  await products.dispose();
+  await checkpoint.dispose();
+});
+
+const calibration = () => windows.slice(0, 16);
+const few = (recipe: Recipe): Recipe => ({ ...recipe, windows: Math.min(recipe.windows, 16), head: undefined });
+
+async function drift(quantized: QuantizedModel): Promise<number> {
+  const { kl } = await measureDrift(
+    ort as Ort,
+    model,
+    floatWeights(checkpoint),
+    quantized.dequantized,
+    windows.slice(16),
+  );
+  return kl.mean;
+}
+
+function codesOf(quantized: QuantizedModel): Map<string, unknown> {
+  return new Map([...quantized.matrices].map(([name, { codes, scales, zeros }]) => [name, { codes, scales, zeros }]));
+}
+
+describe("a block cut at its sites", () => {
+  test("computes what the whole block computes", async () => {
+    const forward = new BlockForward(ort as Ort, model, floatWeights(checkpoint), SEQUENCE);
+    const hidden = await forward.embed(windows.slice(0, 2));
+    const data = new Float32Array(2 * hidden[0].length);
+    for (const [i, state] of hidden.entries()) data.set(state, i * state.length);
+    const runner = new BlockRunner(ort as Ort, model, SEQUENCE);
+    const block = await runner.open(0);
+    expect(block.sites.map((site) => site.length)).toEqual([3, 1, 2, 1]);
+    expect(block.segments.length).toBe(5);
+    const { hiddenSize } = model.config;
+    const input = new ort.Tensor("float32", data, [2, SEQUENCE, hiddenSize]);
+    const activations = new Map([[BlockRunner.input, input as never]]);
+    for (const segment of block.segments) await block.run(segment, activations);
+    await forward.block(0, hidden);
+    const [output] = block.segments.at(-1)!.writes;
+    const result = (activations.get(output) as unknown as { data: Float32Array }).data;
+    for (const [i, state] of hidden.entries()) {
+      for (let j = 0; j < state.length; j++) expect(result[i * state.length + j]).toBeCloseTo(state[j], 4);
+    }
+    await runner.dispose();
+    await forward.dispose();
+  });
+});
+
+describe("quantizing a model", () => {
+  test("calibrated recipes drift less than rtn", async () => {
+    const kl = new Map<string, number>();
+    for (const recipe of [rtn(), gptq(), awq()]) {
+      kl.set(recipe.name, await drift(await quantizeModel(model, few(recipe), calibration(), tools)));
+    }
+    expect(kl.get("awq")).toBeLessThan(kl.get("rtn")!);
+    expect(kl.get("gptq")).toBeLessThan(kl.get("awq")!);
+    expect(kl.get("gptq")).toBeLessThan(0.7 * kl.get("rtn")!);
+  });
+
+  test("hqq needs no text", async () => {
+    const quantized = await quantizeModel(model, few(hqq()), [], tools);
+    expect(quantized.matrices.size).toBe(5 * 7);
+  });
+
+  test("a recipe that calibrates says so when there is no text", async () => {
+    await expect(quantizeModel(model, gptq(), [], tools)).rejects.toMatchObject({ code: "bad_option" });
+  });
+
+  test("a fold leaves the float function as it was", async () => {
+    const quantized = await quantizeModel(model, few({ ...awq(), bits: 8 }), calibration(), tools);
+    const folds = [...quantized.reports.values()].filter(({ foldExponent }) => foldExponent !== undefined);
+    expect(folds.length).toBeGreaterThan(0);
+    // 8-bit rounding of a folded model stays as close as that of an unfolded one: nothing but rounding was changed
+    expect(await drift(quantized)).toBeLessThan(0.002);
+  });
+
+  test("the same text gives the same codes", async () => {
+    const recipe = few(preset("fast"));
+    const first = await quantizeModel(model, recipe, calibration(), tools);
+    const second = await quantizeModel(model, recipe, calibration(), tools);
+    expect(codesOf(second)).toEqual(codesOf(first));
+  });
+
+  test("an interrupted run goes on where it stopped, with the result it would have had", async () => {
+    const recipe: Recipe = { ...preset("default", { headBits: 4 }), windows: 16 };
+    const whole = await quantizeModel(model, recipe, calibration(), tools);
+    const kept = new Map<string, Uint8Array>();
+    const store = {
+      get: async (key: string) => kept.get(key),
+      put: async (key: string, bytes: Uint8Array) => void kept.set(key, bytes),
+    };
+    const stop = new AbortController();
+    const interrupted = quantizeModel(model, recipe, calibration(), {
+      ...tools,
+      store,
+      signal: stop.signal,
+      onProgress: ({ done }) => done === 3 && stop.abort(),
+    });
+    await expect(interrupted).rejects.toThrow();
+    expect(kept.size).toBeGreaterThanOrEqual(2);
+    expect(kept.size).toBeLessThan(5);
+    const resumed = await quantizeModel(model, recipe, calibration(), { ...tools, store });
+    expect(codesOf(resumed)).toEqual(codesOf(whole));
+    expect(resumed.floats).toEqual(whole.floats);
+  });
+
+  test("a tied 8-bit head is one matrix, within half a step of its weights", async () => {
+    const quantized = await quantizeModel(model, rtn(), [], tools);
+    const head = quantized.matrices.get("model.embed_tokens.weight")!;
+    expect(head.bits).toBe(8);
+    const { data } = await checkpoint.readTensor("model.embed_tokens.weight");
+    const values = dequantize(head);
+    const groups = head.scales.length / head.rows;
+    for (let i = 0; i < data.length; i++) {
+      const scale = head.scales[Math.floor(i / head.cols) * groups + Math.floor((i % head.cols) / head.groupSize)];
+      expect(Math.abs(values[i] - data[i])).toBeLessThanOrEqual(1.01 * scale);
+    }
+  });
+});
