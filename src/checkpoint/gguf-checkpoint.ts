@@ -58,6 +58,7 @@ export async function openGgufCheckpoint(
   const config = { architectures: [architecture.className], ...architecture.config(model) };
   const map = nameTensors(architecture, tensors, headCounts(model), metadata);
   metadata.finish();
+  const sideFiles = readTokenizer(tokenizerFiles, all, name);
 
   const infos = new Map<string, TensorInfo>();
   for (const [hf, { from, shape }] of map) infos.set(hf, { name: hf, storedAs: from.type, shape });
@@ -90,13 +91,27 @@ export async function openGgufCheckpoint(
       const size = elementCount(part.shape.slice(1));
       return { shape, data: (await readTensor(tensor)).data.slice(start * size, end * size) };
     },
-    sideFiles: tokenizerFiles(all),
+    sideFiles,
     sources: sources.map((source) => sourceFile(source.name.replace(/^.*[/\\]/, ""), source)),
     notes: notesOf(metadata, tensors),
     dispose: async () => {
       await Promise.all(sources.map((source) => source.close?.()));
     },
   };
+}
+
+/** The tokenizer's own errors do not know the file. */
+function readTokenizer(
+  tokenizerFiles: TokenizerFiles,
+  metadata: ReadonlyMap<string, GgufValue>,
+  name: string,
+): Map<string, Uint8Array> {
+  try {
+    return tokenizerFiles(metadata);
+  } catch (error) {
+    if (!(error instanceof NibbleError)) throw error;
+    throw new NibbleError(error.code, `${name}: ${error.message}`, { cause: error, param: error.param });
+  }
 }
 
 function joinParts(parts: readonly Gguf[], sources: readonly ByteSource[]): Map<string, SourcedTensor> {

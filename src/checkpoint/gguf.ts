@@ -117,7 +117,7 @@ class Cursor {
     if (length > this.source.sizeBytes - this.at) {
       throw badFile(
         this.source,
-        `${what} at byte ${this.at} needs ${length} bytes, but the file ends at ${this.source.sizeBytes}`,
+        `${what} at byte ${this.at} needs ${length} bytes, but the file ends at ${this.source.sizeBytes}; was the download cut off?`,
       );
     }
     if (this.at + length > this.bytes.length) throw new TooShort(this.at + length);
@@ -140,7 +140,10 @@ class Cursor {
   /** Says at once whether `items` of at least `bytes` each can still follow. */
   fits(items: number, bytes: number, what: string): void {
     if (items * bytes <= this.source.sizeBytes - this.at) return;
-    throw badFile(this.source, `${what} is ${items}, more than the file of ${this.source.sizeBytes} bytes can hold`);
+    throw badFile(
+      this.source,
+      `${what} is ${items}, more than the file of ${this.source.sizeBytes} bytes can hold; was the download cut off?`,
+    );
   }
 
   string(what: string): string {

@@ -77,9 +77,9 @@ test("a split GGUF is all its parts", async () => {
     "llama.attention.layer_norm_rms_epsilon": { type: "f32", value: 1e-5 },
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "default",
-    "tokenizer.ggml.tokens": ["a", "b"],
-    "tokenizer.ggml.token_type": { type: "i32", value: [1, 1] },
-    "tokenizer.ggml.merges": { type: "string", value: [] },
+    "tokenizer.ggml.tokens": ["a", "b", "ab"],
+    "tokenizer.ggml.token_type": { type: "i32", value: [1, 1, 1] },
+    "tokenizer.ggml.merges": ["a b"],
   };
   const tensor = (name: string, shape: number[]): GgufTensorToWrite => ({
     name,
