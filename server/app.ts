@@ -12,8 +12,17 @@ import type { ModelRegistry } from "./models.ts";
 import { ApiError, toHttpError } from "./openai/errors.ts";
 import { mountPage, type PageFiles } from "./page.ts";
 import { chatCompletions } from "./routes/chat-completions.ts";
+import { completions } from "./routes/completions.ts";
+import { embeddings } from "./routes/embeddings.ts";
 import { health } from "./routes/health.ts";
+import { infill } from "./routes/infill.ts";
+import { messages } from "./routes/messages.ts";
 import { models } from "./routes/models.ts";
+import { ollama } from "./routes/ollama.ts";
+import { openapi } from "./routes/openapi.ts";
+import { responses } from "./routes/responses.ts";
+import { state } from "./routes/state.ts";
+import { tokens } from "./routes/tokens.ts";
 import { keyGuard, originGuard, type SecurityOptions } from "./security.ts";
 
 export interface AppOptions extends SecurityOptions {
@@ -45,7 +54,20 @@ export function createApp(options: AppOptions): Hono {
   app.use(originGuard(options));
   app.use(keyGuard(options.apiKeys ?? [], (path) => path === "/health" || !isApiPath(path)));
 
-  const routes = [chatCompletions, models, health];
+  const routes = [
+    chatCompletions,
+    completions,
+    responses,
+    embeddings,
+    messages,
+    models,
+    infill,
+    tokens,
+    ollama,
+    state,
+    health,
+    openapi,
+  ];
   for (const route of routes) app.route("/", route(context));
   if (options.page) mountPage(app, options.page);
 

@@ -83,7 +83,7 @@ export async function hold(
   const abort = (): void => control.abort();
   let leave: () => void;
   try {
-    leave = lease.admit(count);
+    leave = lease.admit(Math.min(count, lease.engine.info.maxBatch)); // no more run at once
   } catch (error) {
     lease.release();
     throw error;

@@ -8,6 +8,7 @@ import { merge } from "./merge.ts";
 export interface RunningAnswers {
   readonly held: Hold;
   readonly engine: Engine;
+  readonly promptTokens: number;
   /** Events of all answers, each with the number of its choice. */
   readonly events: AsyncGenerator<{ index: number; item: AnswerEvent }>;
 }
@@ -29,7 +30,12 @@ export async function startAnswers(
     const answers = Array.from({ length: count }, (_, index) =>
       answer(engine, choice(job, index), prompt, held.signal),
     );
-    return { held, engine, events: holding(held, counted(c, merge(answers))) };
+    return {
+      held,
+      engine,
+      promptTokens: prompt.ids.length,
+      events: holding(held, counted(c, merge(answers, engine.info.maxBatch))),
+    };
   } catch (error) {
     held.end();
     throw error;

@@ -1,14 +1,29 @@
-/** Several async iterables as one, each item with the number of its source, in the order they come. */
-export async function* merge<T>(sources: readonly AsyncIterable<T>[]): AsyncGenerator<{ index: number; item: T }> {
-  const iterators = sources.map((source) => source[Symbol.asyncIterator]());
+/**
+ * Several async iterables as one, each item with the number of its source, in the order they come. At most `atOnce` of
+ * them run side by side: one request takes no more places than the engine decodes together.
+ */
+export async function* merge<T>(
+  sources: readonly AsyncIterable<T>[],
+  atOnce = sources.length,
+): AsyncGenerator<{ index: number; item: T }> {
   type Step = { index: number; result: IteratorResult<T> };
+  const iterators: AsyncIterator<T>[] = [];
   const step = async (index: number): Promise<Step> => ({ index, result: await iterators[index].next() });
-  const pending = new Map<number, Promise<Step>>(iterators.map((_, index) => [index, step(index)]));
+  const pending = new Map<number, Promise<Step>>();
+  const startNext = (): void => {
+    const index = iterators.length;
+    if (index >= sources.length) return;
+    iterators.push(sources[index][Symbol.asyncIterator]());
+    pending.set(index, step(index));
+  };
+  for (let i = 0; i < Math.max(1, atOnce); i++) startNext();
   try {
     while (pending.size > 0) {
       const { index, result } = await Promise.race(pending.values());
-      if (result.done) pending.delete(index);
-      else {
+      if (result.done) {
+        pending.delete(index);
+        startNext();
+      } else {
         pending.set(index, step(index));
         yield { index, item: result.value };
       }

@@ -56,6 +56,8 @@ interface Entry {
   loading: Promise<Engine> | undefined;
   engine: Engine | undefined;
   failure: unknown;
+  /** It failed in the middle of an answer: it is loaded afresh once nobody uses it. */
+  broken: boolean;
   leases: number;
   generations: number;
   lastUsed: number;
@@ -84,6 +86,7 @@ export class ModelRegistry {
         loading: undefined,
         engine: undefined,
         failure: undefined,
+        broken: false,
         leases: 0,
         generations: 0,
         lastUsed: 0,
@@ -163,7 +166,9 @@ export class ModelRegistry {
   private release(entry: Entry): void {
     entry.leases--;
     entry.lastUsed = Date.now();
-    if (entry.leases > 0 || this.idleMs === 0 || !entry.engine) return;
+    if (entry.leases > 0 || !entry.engine) return;
+    if (entry.broken) this.unloadEntry(entry, "it failed").catch(() => undefined);
+    if (this.idleMs === 0) return;
     clearTimeout(entry.idleTimer);
     entry.idleTimer = setTimeout(() => {
       if (entry.leases === 0) this.unloadEntry(entry, "idle").catch(() => undefined);
@@ -171,10 +176,11 @@ export class ModelRegistry {
     (entry.idleTimer as { unref?: () => void }).unref?.(); // Node: an idle model keeps no process alive
   }
 
+  /** Others may still be answered by an engine that healed itself, so it goes when the last of them has left. */
   private report(entry: Entry, engine: Engine, error: unknown): void {
     if (!(error instanceof NibbleError) || error.code !== "engine" || entry.engine !== engine) return;
-    this.onEvent(`${entry.source.id}: the engine failed and is loaded again by the next request`, error);
-    this.unloadEntry(entry, "failed").catch(() => undefined);
+    if (!entry.broken) this.onEvent(`${entry.source.id}: the engine failed`, error);
+    entry.broken = true;
   }
 
   private load(entry: Entry): Promise<Engine> {
@@ -228,6 +234,7 @@ export class ModelRegistry {
     const { engine } = entry;
     if (!engine) return;
     entry.engine = undefined;
+    entry.broken = false;
     this.onEvent(`${entry.source.id}: unloaded (${why})`);
     await engine.dispose();
   }

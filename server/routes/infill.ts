@@ -1,0 +1,105 @@
+/** POST /infill: code between a prefix and a suffix, as llama.cpp's editors plugins ask for it. */
+import { Hono } from "hono";
+import { z } from "zod";
+import type { Timings, Usage } from "../../src/runtime/engine.ts";
+import { requireContext } from "../answer.ts";
+import { type CompletionPart, complete } from "../complete.ts";
+import { body, hold, holding, requestFacts, type ServerContext } from "../context.ts";
+import { fimPrompt } from "../fim.ts";
+import { refuse, toHttpError } from "../openai/errors.ts";
+import { defined, samplingFields, samplingOptions } from "../openai/sampling.ts";
+import { type SseEvent, sseResponse } from "../sse.ts";
+
+/** llama.cpp's plugins send many fields of its own sampler; those that Nibble has are done, the rest has no effect. */
+export const infillRequest = z.object({
+  model: z.string().optional(),
+  input_prefix: z.string(),
+  input_suffix: z.string(),
+  input_extra: z.array(z.object({ filename: z.string().optional(), text: z.string() })).optional(),
+  prompt: z.string().optional(),
+  n_predict: z.int().min(-1).max(1_000_000).optional(),
+  max_tokens: z.int().min(1).max(1_000_000).optional(),
+  stream: z.boolean().optional(),
+  ...samplingFields,
+});
+
+export function infill(context: ServerContext): Hono {
+  return new Hono().post("/infill", async (c) => {
+    const given = await body(c, context);
+    const request = infillRequest.parse(
+      Object.fromEntries(Object.entries(given).filter(([, value]) => value !== null)),
+    );
+    const held = await hold(c, context, request.model, 1);
+    const { engine } = held.lease;
+    let parts: AsyncGenerator<CompletionPart>;
+    try {
+      const before = request.input_prefix + (request.prompt ?? "");
+      const fim = fimPrompt(engine.tokenizer, before, request.input_suffix, request.input_extra);
+      if (!fim) throw refuse("model", "This model has no fill-in-the-middle tokens.", "unsupported_value");
+      requireContext(engine, fim.ids, "prompt");
+      const limit = request.n_predict !== undefined && request.n_predict >= 0 ? request.n_predict : request.max_tokens;
+      const options = defined({
+        ...samplingOptions(request, engine.info.vocabSize),
+        maxTokens: limit,
+        stopTokens: fim.stopTokens,
+        signal: held.signal,
+      });
+      parts = holding(held, complete(engine, { ids: fim.ids, text: before, added: 0 }, options, false));
+    } catch (error) {
+      held.end();
+      throw error;
+    }
+    const facts = requestFacts(c);
+    if (request.stream) {
+      return sseResponse(events(parts, held.lease.id), {
+        keepAliveMs: context.keepAliveMs,
+        onError: (error) => {
+          facts.error = error;
+          return { data: JSON.stringify(toHttpError(error).body) };
+        },
+        onCancel: held.abort,
+      });
+    }
+    let content = "";
+    for await (const part of parts) {
+      content += part.text;
+      if (part.usage) Object.assign(facts, part.usage);
+      if (part.finish) return c.json({ content, ...lastFields(part, held.lease.id) });
+    }
+    throw new Error("the answer ended without its last part");
+  });
+}
+
+async function* events(parts: AsyncIterable<CompletionPart>, model: string): AsyncGenerator<SseEvent> {
+  for await (const part of parts) {
+    const { text, tokens, finish } = part;
+    const fields = finish ? lastFields(part, model) : { stop: false };
+    yield { data: JSON.stringify({ content: text, tokens, ...fields }) };
+  }
+}
+
+function lastFields({ finish, usage, timings, stopString }: CompletionPart, model: string) {
+  return {
+    stop: true,
+    model,
+    stop_type: finish === "length" ? "limit" : stopString === undefined ? "eos" : "word",
+    stopping_word: stopString ?? "",
+    truncated: false,
+    tokens_predicted: usage?.completionTokens ?? 0,
+    tokens_evaluated: usage?.promptTokens ?? 0,
+    tokens_cached: usage?.cachedTokens ?? 0,
+    timings: timingsOut(usage, timings),
+  };
+}
+
+function timingsOut(usage: Usage | undefined, timings: Timings | undefined) {
+  if (!usage || !timings) return undefined;
+  const { prefillMs, decodeMs } = timings;
+  return {
+    prompt_n: usage.promptTokens - usage.cachedTokens,
+    prompt_ms: prefillMs,
+    predicted_n: usage.completionTokens,
+    predicted_ms: decodeMs,
+    predicted_per_second: decodeMs > 0 ? (usage.completionTokens / decodeMs) * 1000 : 0,
+  };
+}

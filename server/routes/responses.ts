@@ -1,0 +1,39 @@
+/** POST /v1/responses */
+import { Hono } from "hono";
+import { body, requestFacts, type ServerContext } from "../context.ts";
+import { type RunningAnswers, startAnswers } from "../generate.ts";
+import { ResponseBuilder, type ResponseEvent } from "../openai/responses-events.ts";
+import { parseResponsesRequest, responsesJob } from "../openai/responses-request.ts";
+import { type SseEvent, sseResponse } from "../sse.ts";
+
+export function responses(context: ServerContext): Hono {
+  return new Hono().post("/v1/responses", async (c) => {
+    const request = parseResponsesRequest(await body(c, context));
+    const running = await startAnswers(c, context, request.model, 1, (engine) => responsesJob(request, engine));
+    const { held, engine, promptTokens } = running;
+    const builder = new ResponseBuilder(held.lease.id, request, engine.tokenizer, promptTokens);
+    if (!request.stream) {
+      for await (const { item } of running.events) builder.step(item);
+      return c.json(builder.response());
+    }
+    return sseResponse(events(running, builder), {
+      keepAliveMs: context.keepAliveMs,
+      onError: (error) => {
+        requestFacts(c).error = error;
+        return named(builder.fail(error));
+      },
+      onCancel: held.abort,
+    });
+  });
+}
+
+const named = (event: ResponseEvent): SseEvent => ({ event: event.type, data: JSON.stringify(event) });
+
+async function* events(running: RunningAnswers, builder: ResponseBuilder): AsyncGenerator<SseEvent> {
+  let begun = false;
+  for await (const { item } of running.events) {
+    if (!begun) yield* builder.begin().map(named);
+    begun = true;
+    yield* builder.step(item).map(named);
+  }
+}
