@@ -217,8 +217,10 @@ class SiteWalk {
     return moment.statistics();
   }
 
-  private async quantizeSite(linears: readonly string[], measured: InputStatistics | undefined): Promise<void> {
+  private async quantizeSite(linears: readonly string[], gathered: InputStatistics | undefined): Promise<void> {
     const { block, recipe, tools } = this;
+    const unreached = gathered?.tokens === 0;
+    const measured = unreached ? undefined : gathered;
     const matrices = linears.map((linear): Matrix => {
       const { shape, data } = block.weight(linear);
       return { rows: shape[0], cols: shape[1], data };
@@ -247,11 +249,11 @@ class SiteWalk {
         matrix: rowsOf(quantized, row, end),
         columnScales: fold && Float64Array.from(fold.source, (channel) => fold.scales[channel]),
         rowScales: undefined,
-        report: { relativeError: errors?.[i], foldExponent: fold?.exponent },
+        report: { relativeError: errors?.[i], foldExponent: fold?.exponent, ...(unreached && { unreached }) },
       };
       row = end;
       this.record.linears.set(linear, entry);
-      if (measured) block.setWeight(`${linear}.weight`, effectiveValues(entry));
+      if (gathered) block.setWeight(`${linear}.weight`, effectiveValues(entry));
     }
     tools.onTime?.("round", performance.now() - started);
   }

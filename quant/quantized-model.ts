@@ -33,9 +33,24 @@ export class QuantizedModel {
     for (const [tensor, matrix] of matrices) this.matrices.set(tensor, matrix);
   }
 
+  /** What the reader should be told. */
+  get notes(): readonly string[] {
+    const { unreached } = this;
+    if (unreached === 0) return [];
+    return [
+      `${unreached} of ${this.reports.size} matrices belong to experts that no token of the calibration text reached; ` +
+        "they are rounded to nearest. More text, or text nearer to the model's use, reaches more of them.",
+    ];
+  }
+
+  private get unreached(): number {
+    return [...this.reports.values()].filter((report) => report.unreached).length;
+  }
+
   /** What nibble.json says of the recipe. */
   get recipe(): Readonly<Record<string, unknown>> {
-    return { ...this.plan, ...(this.calibration && { calibration: this.calibration }) };
+    const { plan, calibration, unreached } = this;
+    return { ...plan, ...(calibration && { calibration }), ...(unreached > 0 && { unreachedMatrices: unreached }) };
   }
 
   /** Codes as they are exported. */

@@ -26,6 +26,8 @@ export interface LinearReport {
   readonly relativeError?: number;
   /** AWQ's exponent, where a fold was found worth it. */
   readonly foldExponent?: number;
+  /** No token of the calibration text reached it (an expert of a mixture): it was rounded to nearest. */
+  readonly unreached?: true;
 }
 
 export interface LayerRecord {

@@ -47,6 +47,7 @@ export const quantizeCommand = withCheckpointFlags(command).action((spec: string
       for (const note of checkpoint.notes) output.note(`note: ${note}`);
       const text = await calibrationText(checkpoint, flags.calibration);
       const quantized = await quantize(checkpoint, recipe, { text, ...common });
+      for (const note of quantized.quantized.notes) output.note(`warning: ${note}`);
       const manifest = await exportFolder(quantized, flags.output, {
         dtype: containerDtype(recipe.bits, flags.dtype === "q4f16" ? "float16" : "float32"),
         contextLength: flags.context,
