@@ -3,6 +3,7 @@ export { awq, gptq, hqq, type MethodOptions, type Preset, preset, type Recipe, r
 export type { Checkpoint } from "./checkpoint/checkpoint.ts";
 export { type ErrorCode, NibbleError } from "./errors.ts";
 export type { Manifest, ModelDtype } from "./export/model-folder.ts";
+export { type LoadEngineOptions, loadEngine } from "./node/engine.ts";
 export { type ExportFolderOptions, exportFolder as exportModel } from "./node/export-folder.ts";
 export { type LocalModel, listModels, removeModel } from "./node/models.ts";
 export { type OpenCheckpointOptions, openCheckpoint } from "./node/open-checkpoint.ts";

@@ -1,3 +1,4 @@
+import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
 import { cp, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -56,6 +57,108 @@ test("export makes a folder that inspect describes, list names and rm deletes", 
   expect(existsSync(join(folder, "f32"))).toBe(false);
 });
 
+describe("a quantized model", () => {
+  beforeAll(async () => {
+    const args = ["quantize", stories, "-o", "q4", "--method", "gptq", "--bits", "4", "--json"];
+    const { code, stdout, stderr } = await run(args);
+    expect(stderr).toBe("");
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout).manifest.measured.drift.kl.mean).toBeLessThan(0.2);
+  });
+
+  test("the same input gives the same bytes", async () => {
+    await run(["quantize", stories, "-o", "q4-again", "--method", "gptq", "--bits", "4", "--quiet"]);
+    const [first, second] = await Promise.all(
+      ["q4", "q4-again"].map((name) => readFile(join(folder, name, "nibble.json"))),
+    );
+    expect(second.equals(first)).toBe(true);
+  });
+
+  test("an occupied folder is refused without --force, and not touched", async () => {
+    const { code, stderr } = await run(["quantize", stories, "-o", "q4", "--method", "rtn", "--quiet"]);
+    expect(code).toBe(2);
+    expect(stderr).toContain("--force");
+    const manifest = JSON.parse(await readFile(join(folder, "q4", "nibble.json"), "utf8"));
+    expect(manifest.recipe.name).toBe("gptq");
+  });
+
+  test("chat -p and standard input answer alike, greedily", async () => {
+    const flags = ["--max-tokens", "24", "--temperature", "0", "--quiet"];
+    const asked = await run(["chat", "q4", "-p", "Once upon a time", ...flags]);
+    const piped = await run(["chat", "q4", ...flags], { input: "Once upon a time\n" });
+    expect(asked.stdout).toMatch(/^, there was a/);
+    expect(piped.stdout).toBe(asked.stdout);
+    expect(asked.stderr).toBe("");
+  });
+
+  test("chat --json says how many tokens and how fast", async () => {
+    const { stdout } = await run(["chat", "q4", "-p", "Once upon a time", "--max-tokens", "8", "--json"]);
+    const answer = JSON.parse(stdout);
+    expect(answer).toMatchObject({ finish: "length", usage: { completionTokens: 8 } });
+    expect(answer.tokensPerSecond).toBeGreaterThan(1);
+  });
+
+  test.skipIf(process.platform !== "linux")(
+    "a terminal gets a conversation with commands (needs script of util-linux)",
+    async () => {
+      const command = `"${process.execPath}" "${repoPath("bin", "nibble.js")}" chat q4 --max-tokens 8 --temperature 0`;
+      const child = spawn("script", ["-qec", command, "/dev/null"], { cwd: folder });
+      let shown = "";
+      child.stdout.on("data", (bytes) => {
+        const before = shown;
+        shown += bytes;
+        if (!before.includes("> ") && shown.includes("> "))
+          child.stdin.write("/help\nOnce upon a time\n/frob\n/exit\n");
+      });
+      const code = await new Promise((resolve) => child.on("close", resolve));
+      expect(shown).toContain("/reset");
+      expect(shown).toContain(", there was a");
+      expect(shown).toContain("tokens/s");
+      expect(shown).toContain("/frob: no such command");
+      expect(code).toBe(0);
+    },
+  );
+
+  test("a context that cannot fit is refused before anything is loaded", async () => {
+    const { code, stderr } = await run(["chat", "q4", "-p", "x", "--context", "100000", "--quiet"]);
+    expect(code).toBe(2);
+    expect(stderr).toMatch(/context of 100000 tokens/);
+  });
+
+  test("serve answers over HTTP, names its address, and ends on SIGINT", async () => {
+    const child = spawn(process.execPath, [repoPath("bin", "nibble.js"), "serve", "q4", "--port", "0", "--json"], {
+      cwd: folder,
+    });
+    let stdout = "";
+    const started = new Promise<{ api: string }>((resolve, reject) => {
+      child.once("close", () => reject(new Error(`serve ended: ${stdout}`)));
+      child.stdout.on("data", (bytes) => {
+        stdout += bytes;
+        if (stdout.trimEnd().endsWith("}")) resolve(JSON.parse(stdout));
+      });
+    });
+    const { api } = await started;
+    const response = await fetch(`${api}/completions`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ model: "q4", prompt: "Once upon a time", max_tokens: 8, temperature: 0 }),
+    });
+    expect(await response.json()).toMatchObject({ choices: [{ text: expect.stringMatching(/^, there was a/) }] });
+    const ended = new Promise((resolve) => child.once("close", resolve));
+    child.kill("SIGINT");
+    expect(await ended).toBe(0);
+  });
+
+  test("eval finds the drift that the export measured, in kind", async () => {
+    const { code, stdout } = await run(["eval", "q4", "--against", stories, "--windows", "4", "--json"]);
+    expect(code).toBe(0);
+    const { kl, perplexity, perplexityReference } = JSON.parse(stdout);
+    expect(kl.mean).toBeGreaterThan(0);
+    expect(kl.mean).toBeLessThan(0.2);
+    expect(perplexity).toBeGreaterThan(perplexityReference);
+  });
+});
+
 test("inspect counts a checkpoint's parameters", async () => {
   const { stdout } = await run(["inspect", stories, "--json"]);
   expect(JSON.parse(stdout)).toMatchObject({ modelType: "llama", parameters: 260_032 });
@@ -103,7 +206,8 @@ describe("an error is one message and leaves nothing behind", () => {
 });
 
 test("Ctrl-C in the middle ends with code 130 and no half-made folder", async () => {
-  const { code, stderr } = await run(["export", stories, "-o", "interrupted"], { interruptAt: "export" });
+  const args = ["quantize", stories, "-o", "interrupted", "--method", "gptq"];
+  const { code, stderr } = await run(args, { interruptAt: "quantize layer" });
   expect(stderr).toContain("Ctrl-C");
   expect(code).toBe(130);
   expect((await readdir(folder)).filter((name) => name.startsWith("interrupted"))).toEqual([]);
