@@ -72,7 +72,7 @@ describe.skipIf(!wanted)("installed in an empty folder (needs CI=1 or NIBBLE_TES
   });
 
   test("npx nibble-llm --help lists the commands", async () => {
-    const { stdout } = await inFolder("npx", "--no", "nibble-llm", "--help");
+    const { stdout } = await inFolder("npx", "nibble-llm", "--help");
     for (const command of ["quantize", "export", "inspect", "chat", "serve", "list", "rm", "eval"]) {
       expect(stdout).toContain(`  ${command} `);
     }
