@@ -8,7 +8,7 @@ export interface ByteSource {
   /** Shown in messages: a path, a URL or a file name. */
   readonly name: string;
   readonly sizeBytes: number;
-  /** Exactly `length` bytes from `offset`; a NibbleError `bad_file` when the file is shorter. */
+  /** Exactly `length` bytes from `offset`, in a buffer of their own; a NibbleError `bad_file` when the file is shorter. */
   read(offset: number, length: number): Promise<Uint8Array>;
   /** In hex, where the platform hashes faster than JavaScript does. */
   sha256?(): Promise<string>;

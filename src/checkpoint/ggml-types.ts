@@ -271,6 +271,8 @@ export const GGML_TYPES = {
   BF16: { id: 30, blockSize: 1, blockBytes: 2, dequantize: plain("bf16") },
   TQ1_0: { id: 34, blockSize: QK, blockBytes: 54, dequantize: tq1 },
   TQ2_0: { id: 35, blockSize: QK, blockBytes: 66, dequantize: tq2 },
+  NVFP4: { id: 40, blockSize: 64, blockBytes: 36 },
+  Q1_0: { id: 41, blockSize: 128, blockBytes: 18 },
   MXFP4: { id: 39, blockSize: 32, blockBytes: 17, dequantize: mxfp4 },
 } as const satisfies Readonly<Record<string, GgmlTypeInfo>>;
 

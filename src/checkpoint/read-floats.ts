@@ -3,13 +3,13 @@ import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex } from "@noble/hashes/utils.js";
 import { NibbleError } from "../errors.ts";
 import type { ByteSource } from "../files.ts";
-import { type DType, sizeOf, toFloat32 } from "../tensor/dtypes.ts";
+import { bf16ToF32, type DType, f16ToF32, sizeOf, toFloat32 } from "../tensor/dtypes.ts";
 import type { SourceFile } from "./checkpoint.ts";
 
 /** Bytes read and converted at once. */
 const PIECE_BYTES = 16 * 2 ** 20;
 
-/** `count` elements of `dtype` from `offset` on. */
+/** `count` elements of `dtype` from `offset` on; a source's read() gives bytes of their own, so they are aligned. */
 export async function readFloats(
   source: ByteSource,
   offset: number,
@@ -22,7 +22,11 @@ export async function readFloats(
   const pieceCount = PIECE_BYTES / size;
   for (let start = 0; start < count; start += pieceCount) {
     const length = Math.min(pieceCount, count - start);
-    values.set(toFloat32(await source.read(offset + start * size, length * size), dtype), start);
+    const bytes = await source.read(offset + start * size, length * size);
+    const out = values.subarray(start, start + length);
+    if (dtype === "f16") f16ToF32(new Uint16Array(bytes.buffer, bytes.byteOffset, length), out);
+    else if (dtype === "bf16") bf16ToF32(new Uint16Array(bytes.buffer, bytes.byteOffset, length), out);
+    else out.set(toFloat32(bytes, dtype));
   }
   return values;
 }

@@ -10,7 +10,10 @@ const NESTED_KEYS = ["text_config", "llm_config", "language_config"];
 
 /** Spellings of the text model's place, the first that fits: [prefix in the file, prefix of a text-only checkpoint]. */
 const PREFIXES: readonly (readonly [RegExp, string])[] = [
-  [/^(model\.)?(language_model|text_model)\.(model\.)?(?=(embed_tokens|layers|norm)\.)/, "model."], // llava, gemma3, idefics3
+  [
+    /^(model\.)?(language_model|text_model)\.(model\.)?(?=(embed_tokens|layers|norm|embedding_norm|final_layernorm)\.)/,
+    "model.",
+  ], // llava, gemma3, idefics3
   [/^(model\.)?(language_model|text_model)\.(?=(lm_head|transformer|gpt_neox)\b)/, ""],
   [/^(?=(lm_head|model\.embed_tokens|model\.layers|model\.norm)\.)/, ""], // qwen2-vl: beside `visual.`
 ];
@@ -23,6 +26,18 @@ const MULTIMODAL_KEYS = [
   "pixel_shuffle_factor",
   "use_resampler",
 ];
+
+/** Text models under a name of their own: on text alone their rotary positions are the plain ones. */
+const TEXT_TYPES: Readonly<Record<string, string>> = {
+  qwen2_vl: "qwen2",
+  qwen2_vl_text: "qwen2",
+  qwen2_5_vl: "qwen2",
+  qwen2_5_vl_text: "qwen2",
+  qwen3_vl_text: "qwen3",
+};
+
+/** Keys of a flat multimodal config (Qwen2-VL's first layout) that are about images. */
+const IMAGE_KEYS = /^(vision_config|(image|video|vision|vision_start|vision_end)_token_id)$/;
 
 /**
  * What config.json may leave out of text_config because the class of transformers 5 fills it in: the keys that an
@@ -92,15 +107,16 @@ export function textPart<Tensor>(
   tensors: ReadonlyMap<string, Tensor>,
   where: string,
 ): TextPart<Tensor> {
-  const key = NESTED_KEYS.find((nested) => isJsonObject(config[nested]));
-  const text = key === undefined ? config : (config[key] as JsonObject);
+  const nested = NESTED_KEYS.find((key) => isJsonObject(config[key]));
+  const isFlat = isJsonObject(config.vision_config) && Object.hasOwn(TEXT_TYPES, String(config.model_type));
+  const text = nested === undefined ? config : (config[nested] as JsonObject);
   if (typeof text.model_type !== "string" || text.model_type === "") {
-    const place = key === undefined ? "config.json" : `config.json's ${key}`;
+    const place = nested === undefined ? "config.json" : `config.json's ${nested}`;
     throw new NibbleError("bad_config", `${where}: ${place} has no model_type, so the architecture is unknown.`, {
       param: "model_type",
     });
   }
-  if (key === undefined) return { config, tensors, notes: [] };
+  if (nested === undefined && !isFlat) return { config, tensors, notes: [] };
 
   const kept = new Map<string, Tensor>();
   for (const [name, tensor] of tensors) {
@@ -114,7 +130,7 @@ export function textPart<Tensor>(
   if (kept.size === 0) {
     throw new NibbleError(
       "unsupported",
-      `${where}: config.json has a ${key}, but no tensor is under a prefix of a text model that Nibble knows ` +
+      `${where}: config.json has a ${nested ?? "vision_config"}, but no tensor is under a prefix of a text model that Nibble knows ` +
         `(the first is "${tensors.keys().next().value}").`,
     );
   }
@@ -141,10 +157,28 @@ function nestedConfig(outer: JsonObject, text: JsonObject, hasHead: boolean): Js
     if (outer[key] !== undefined) inherited[key] = outer[key];
   }
   const config: Record<string, unknown> = { ...CLASS_DEFAULTS[String(text.model_type)], ...inherited, ...text };
+  const plainType = TEXT_TYPES[String(text.model_type)];
+  if (plainType) {
+    config.model_type = plainType;
+    for (const key of ["rope_scaling", "rope_parameters"]) config[key] = withoutSections(config[key]);
+    for (const name of Object.keys(config)) if (IMAGE_KEYS.test(name)) delete config[name];
+  }
   // a text_config is often written without its defaults, and these differ by family: the head's presence decides
-  config.tie_word_embeddings = text.tie_word_embeddings ?? outer.tie_word_embeddings ?? !hasHead;
+  config.tie_word_embeddings = text.tie_word_embeddings ?? text.tie_embedding ?? outer.tie_word_embeddings ?? !hasHead;
   if (!hasHead) config.tie_word_embeddings = true;
   for (const key of MULTIMODAL_KEYS) delete config[key];
   if (config.qk_layer_norms === false) delete config.qk_layer_norms; // idefics; true changes the attention
   return config;
+}
+
+/** mrope turns channels by time, row and column; a text's three positions are one, so the sections do nothing. */
+function withoutSections(rope: unknown): unknown {
+  if (!isJsonObject(rope)) return rope;
+  const { mrope_section: _, mrope_interleaved: __, ...rest } = rope;
+  const type = rest.rope_type ?? rest.type;
+  if (type !== "mrope" && type !== "default") return rest;
+  const plain: Record<string, unknown> = { ...rest };
+  delete plain.type;
+  plain.rope_type = "default";
+  return plain;
 }

@@ -104,6 +104,17 @@ describe("golden file of the reference package", () => {
   });
 });
 
+test("ternary and MXFP4 blocks are worth what the reference package says", async () => {
+  const [file, wantedFile] = [golden("more-types.gguf"), golden("more-types.expected.safetensors")];
+  const gguf = await readGguf(memoryFile("more-types.gguf", file));
+  const wanted = await readSafetensorsHeader(memoryFile("more-types.expected.safetensors", wantedFile));
+  expect([...gguf.tensors.keys()].sort()).toEqual(["MXFP4", "MXFP4.edges", "TQ1_0", "TQ2_0"]);
+  for (const [name, { offset, sizeBytes }] of wanted.tensors) {
+    const values = dequantized(gguf.tensors.get(name)!.type, bytesOf(gguf, file, name));
+    expect(values, name).toEqual(toFloat32(wantedFile.slice(offset, offset + sizeBytes), "f32"));
+  }
+});
+
 async function written(metadata: GgufEntries, list: readonly GgufTensorToWrite[] = []): Promise<Uint8Array> {
   const sink = memorySink("m");
   await writeGguf(await sink.create("x"), metadata, list);

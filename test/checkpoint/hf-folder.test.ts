@@ -146,6 +146,11 @@ test("tokenizer, template and licence travel along, other files do not", async (
   expect(new TextDecoder().decode(model.sideFiles.get("chat_template.jinja"))).toBe("{{ messages }}");
 });
 
+/** What was filled in: the keys that this test did not give. */
+function filledIn(config: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(config).filter(([key]) => /^(vocab|num|max|rms)/.test(key)));
+}
+
 describe("the text model of a multimodal checkpoint", () => {
   const nested = {
     model_type: "gemma3",
@@ -217,6 +222,29 @@ describe("the text model of a multimodal checkpoint", () => {
       tie_word_embeddings: false,
     });
     expect(model.notes[0]).toMatch(/gemma3_text.*3 other tensors/);
+  });
+
+  test("Qwen2-VL's flat config is qwen2 on text, its rotary sections without effect", async () => {
+    const flat = {
+      model_type: "qwen2_vl",
+      hidden_size: 4,
+      rope_scaling: { type: "mrope", mrope_section: [1, 1, 0] },
+      vision_config: { depth: 2 },
+      vision_start_token_id: 7,
+      image_token_id: 8,
+    };
+    const names = ["model.embed_tokens.weight", "visual.blocks.0.norm1.weight"];
+    const weights = await safetensors(...names.map((name) => counting(name, [1])));
+    const model = await open({ "config.json": text(flat), "model.safetensors": weights });
+    expect([...model.tensors.keys()]).toEqual(["model.embed_tokens.weight"]);
+    expect(model.config).toEqual({
+      ...filledIn(model.config),
+      model_type: "qwen2",
+      hidden_size: 4,
+      rope_scaling: { rope_type: "default" },
+      rope_parameters: undefined,
+      tie_word_embeddings: true,
+    });
   });
 
   test("defaults of its class are filled in, and a missing head means a tied one", async () => {
