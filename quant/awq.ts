@@ -31,7 +31,7 @@ export interface Fold {
 const EXPONENTS = [0, 0.25, 0.5, 0.75, 1];
 /** Then the best one is tried this much higher and lower. */
 const REFINEMENT = 0.125;
-const SAMPLE_ROWS = 64;
+const SAMPLE_ROWS = 40;
 /** Channels below this fraction of the largest count as this much: a dead one would otherwise get a factor without bound. */
 const FLOOR = 1e-4;
 

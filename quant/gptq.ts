@@ -30,7 +30,7 @@ export interface GptqOptions {
 /** The paper's 1 %. */
 const DAMPING = 0.01;
 /** Columns whose updates stay in JavaScript; those beyond come at once through a matrix product. */
-const BLOCK = 32;
+const BLOCK = 16;
 
 export async function gptqMatrix(
   W: Matrix,
@@ -118,10 +118,13 @@ export async function sweep(
 ): Promise<QuantizedMatrix> {
   const { bits, groupSize } = spec;
   const levels = 2 ** bits - 1;
+  const symmetricZero = 2 ** (bits - 1);
   const groups = Math.ceil(cols / groupSize);
   const codes = new Uint8Array(rows * cols);
   const E = new Float32Array(cols * rows);
   const block = new Float64Array(BLOCK * BLOCK); // U's diagonal block
+  const inversePivot = new Float64Array(BLOCK); // 1 / its diagonal
+  const inverseScales = Float64Array.from(scales, (scale) => (scale === 0 ? 0 : 1 / scale));
   const column = new Int32Array(BLOCK);
   const group = new Int32Array(BLOCK);
   const w = new Float64Array(BLOCK);
@@ -141,6 +144,7 @@ export async function sweep(
       column[j] = visit[start + j];
       group[j] = Math.floor(column[j] / groupSize);
       for (let i = 0; i < width; i++) block[j * BLOCK + i] = U[(start + j) * cols + start + i];
+      inversePivot[j] = 1 / block[j * BLOCK + j];
     }
     for (let row = 0; row < rows; row++) {
       for (let j = 0; j < width; j++) {
@@ -148,11 +152,10 @@ export async function sweep(
       }
       for (let j = 0; j < width; j++) {
         const at = row * groups + group[j];
-        const scale = scales[at];
-        const zero = zeros ? zeros[at] : 2 ** (bits - 1);
-        const nearest = scale === 0 ? zero : roundEven(w[j] / scale) + zero;
-        const code = nearest < 0 ? 0 : Math.min(levels, nearest);
-        const error = (w[j] - (code - zero) * scale) / block[j * BLOCK + j]; // eq. 2
+        const zero = zeros ? zeros[at] : symmetricZero;
+        const nearest = roundEven(w[j] * inverseScales[at]) + zero;
+        const code = nearest < 0 ? 0 : nearest > levels ? levels : nearest;
+        const error = (w[j] - (code - zero) * scales[at]) * inversePivot[j]; // eq. 2
         for (let free = j + 1; free < width; free++) w[free] -= error * block[j * BLOCK + free];
         codes[row * cols + column[j]] = code;
         E[(start + j) * rows + row] = error;
