@@ -123,8 +123,7 @@ function topbar(openMenu: () => void): HTMLElement {
 function lacks(): HTMLElement {
   const text = el("p");
   const element = el("div", { class: "notice calm", role: "note" }, text);
-  const close = iconButton("close", "Dismiss", () => (element.hidden = true));
-  element.append(close);
+  element.append(iconButton("close", "Dismiss", () => change({ dismissed: text.textContent ?? "" })));
   device.watch((found) => {
     const parts: string[] = [];
     if (found && !found.gpu) parts.push(`No WebGPU here (${found.noGpuReason}): models run on WASM.`);
@@ -132,7 +131,10 @@ function lacks(): HTMLElement {
     if (found && !found.crossOriginIsolated)
       parts.push("The host sends no COOP and COEP headers: WASM runs on one thread.");
     text.textContent = parts.join(" ");
-    element.hidden = parts.length === 0;
+    element.hidden = parts.length === 0 || settings.value.dismissed === text.textContent;
+  });
+  settings.watch(({ dismissed }) => {
+    if (dismissed === text.textContent) element.hidden = true;
   });
   return el("div", { class: "dock lacks" }, element);
 }

@@ -20,6 +20,8 @@ export interface Settings {
   readonly context: number;
   /** Opened again on the next visit. */
   readonly lastModel: string;
+  /** The note on what this browser lacks, once it was read. */
+  readonly dismissed: string;
 }
 
 export const defaults: Settings = {
@@ -36,6 +38,7 @@ export const defaults: Settings = {
   seed: "",
   context: 0,
   lastModel: "",
+  dismissed: "",
 };
 
 const KEY = "nibble-settings";

@@ -120,9 +120,11 @@ export function chatView(): HTMLElement {
     return view;
   };
 
+  const heading = () => el("h1", { class: "visually-hidden" }, current.value.title);
+
   const draw = () => {
     views = new Map();
-    thread.replaceChildren();
+    thread.replaceChildren(heading());
     for (const message of current.value.messages) add(message);
     refresh();
     toEnd();
@@ -171,8 +173,8 @@ export function chatView(): HTMLElement {
     if (!canAsk() || !text.trim()) return;
     const conversation = current.value;
     if (conversation.messages.length === 0) {
-      thread.replaceChildren();
       conversation.title = text.trim().replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
+      thread.replaceChildren(heading());
     }
     const message: Message = { role: "user", content: text };
     conversation.messages.push(message);

@@ -41,7 +41,7 @@ export function hostEngine(port: Port, more: object = {}): void {
     remove: async (id) => (await ModelStore.open()).delete(id) as Promise<undefined>,
     async graphs(id) {
       const folder = await (await ModelStore.open()).folder(id);
-      return (await folder.list()).filter((path) => path.endsWith(".onnx"));
+      return (await folder.list()).filter((path) => path.endsWith(".onnx") && !path.endsWith(".embed.onnx"));
     },
     async connect(other) {
       serve(other, engineHandlers(needEngine));

@@ -61,7 +61,7 @@ export async function withBrowser<T>(
   try {
     const browser = await chromium.connect(server.wsEndpoint());
     const context = await browser.newContext({ viewport: { width, height }, acceptDownloads: false });
-    context.setDefaultTimeout(timeoutMs);
+    context.setDefaultTimeout(Math.min(timeoutMs, 20_000)); // a hung wait says where, before the browser is killed
     return await run(context);
   } finally {
     clearTimeout(limit);

@@ -72,7 +72,8 @@ describe.skipIf(noChromium())("a model on its way into the browser", () => {
   let original: string;
 
   beforeAll(async () => {
-    [page, harness] = await Promise.all([buildPage(), buildHarness()]);
+    page = await buildPage("fp32");
+    harness = await buildHarness();
     model = join(page.folder, "models/stories260k/");
     original = sha256Hex(new Uint8Array(readFileSync(join(model, DATA))));
     host = await startHost({ folders: { "/": harness.folder, "/model/": model, "/ort/": join(page.folder, "ort/") } });

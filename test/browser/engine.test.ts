@@ -57,7 +57,8 @@ describe.skipIf(noChromium())("the engine in Chromium", () => {
   let hosts: Record<"plain" | "isolated", Host>;
 
   beforeAll(async () => {
-    [page, harness] = await Promise.all([buildPage(), buildHarness()]);
+    page = await buildPage("fp32");
+    harness = await buildHarness();
     const folders = {
       "/": harness.folder,
       "/model/": join(page.folder, "models/stories260k/"),

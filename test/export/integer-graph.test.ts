@@ -9,11 +9,12 @@ import { quantizeModel } from "../../quant/quantize.ts";
 import { rtn } from "../../quant/recipes.ts";
 import { resolveModel } from "../../src/arch/index.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
+import { exportModel } from "../../src/export/export.ts";
 import { toInt8Columns, toIntegerGraph } from "../../src/export/integer-graph.ts";
 import { openGraph } from "../../src/export/open-graph.ts";
 import { type FolderSource, readAll } from "../../src/files.ts";
-import { exportFolder } from "../../src/node/export-folder.ts";
 import { nodeFolder } from "../../src/node/files.ts";
+import { nodeSink } from "../../src/node/folder-sink.ts";
 import { decodeModel, encodeModel, type ModelProto, type TensorProto } from "../../src/onnx/proto.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -73,7 +74,9 @@ describe("the integer twin of a 4-bit graph", () => {
       ort,
       products: ortProducts(ort),
     });
-    await exportFolder({ model: resolved, weights }, join(temporary, "q4"), { dtype: "q4" });
+    const out = await nodeSink(join(temporary, "q4"));
+    await exportModel({ model: resolved, weights }, out, { dtype: "q4" });
+    await out.commit();
     folder = nodeFolder(join(temporary, "q4"));
     const source = await folder.open(GRAPH);
     model = decodeModel(await readAll(source));

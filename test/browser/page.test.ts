@@ -1,0 +1,304 @@
+/** The page as its users meet it: chat, offline, recovery, quantizing; and the pictures of it in the README. */
+import { readFileSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import type { AxeResults } from "axe-core";
+import type { BrowserContext, Page } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { repoPath } from "../helpers.ts";
+import { type Built, buildPage } from "./build.ts";
+import { noChromium, openPage, withBrowser } from "./chromium.ts";
+import { type Host, startHost } from "./host.ts";
+
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+/** Written where a picture is asked for: NIBBLE_SCREENSHOTS=docs/screenshots. */
+const pictures = process.env.NIBBLE_SCREENSHOTS;
+
+async function picture(page: Page, name: string): Promise<void> {
+  if (!pictures) return;
+  await mkdir(repoPath(pictures), { recursive: true });
+  await page.screenshot({ path: repoPath(pictures, `${name}.png`), animations: "disabled" });
+}
+
+/** Rule and elements of everything that axe objects to. */
+async function axeViolations(page: Page): Promise<string[]> {
+  await page.evaluate(axe);
+  const results = await page.evaluate(() =>
+    (globalThis as unknown as { axe: { run(): Promise<AxeResults> } }).axe.run(),
+  );
+  return results.violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target.join(" ")).join(", ")}`);
+}
+
+async function openModel(page: Page): Promise<void> {
+  await page.getByRole("button", { name: "Open stories260K" }).first().click();
+  await page.waitForSelector(".pill.on");
+}
+const composer = (page: Page) => page.getByRole("textbox", { name: "Message" });
+const answers = (page: Page) => page.getByRole("article", { name: "Answer" });
+const finished = (page: Page) => page.waitForSelector(".message .stats");
+
+async function ask(page: Page, text: string): Promise<void> {
+  await composer(page).fill(text);
+  await composer(page).press("Enter");
+}
+
+/** Greedy and short, so that runs are alike. */
+async function setSampling(page: Page): Promise<void> {
+  await page.evaluate(() => {
+    const kept = JSON.parse(localStorage.getItem("nibble-settings") ?? "{}") as object;
+    const chosen = { ...kept, temperature: 0, repetitionPenalty: 1, maxTokens: 64 };
+    localStorage.setItem("nibble-settings", JSON.stringify(chosen));
+  });
+  await page.reload();
+}
+
+describe.skipIf(noChromium())("the page", () => {
+  let built: Built;
+  let host: Host;
+  const SUBPATH = "/some/where/";
+
+  beforeAll(async () => {
+    built = await buildPage("q4");
+    host = await startHost({ folders: { "/": built.folder, [SUBPATH]: built.folder }, isolated: true });
+  });
+  afterAll(async () => {
+    await host?.close();
+    await built?.remove();
+  });
+
+  const inPage = (
+    run: (page: Page, context: BrowserContext, errors: string[]) => Promise<void>,
+    options: { path?: string; width?: number; height?: number } = {},
+  ) =>
+    withBrowser(
+      async (context) => {
+        host.intercept = undefined;
+        host.down = false;
+        const { page, errors } = await openPage(context, host.url + (options.path ?? "/"));
+        await run(page, context, errors);
+        // The page asks a static host for /v1/models once, to learn whether a server is behind it.
+        expect(errors.filter((text) => !text.includes("404"))).toEqual([]);
+      },
+      { timeoutMs: 50_000, ...options },
+    );
+
+  test("answers, regenerates, edits and resends, and keeps the conversation", () =>
+    inPage(async (page) => {
+      await setSampling(page);
+      await openModel(page);
+      await ask(page, "Once upon a time");
+      await finished(page);
+      const first = await answers(page).locator(".body").textContent();
+      expect(first).toMatch(/^, there was a/);
+      expect(await page.locator(".stats").textContent()).toMatch(
+        /\d tok\/s · first token .* · 64 tokens · stories260k · wasm/,
+      );
+      expect(await page.locator(".status").textContent()).toMatch(/Context \d+ of 512.*KV cache .* fp32 full/);
+      await picture(page, "chat");
+
+      await page.getByRole("button", { name: "Regenerate" }).click();
+      await finished(page);
+      expect(await answers(page).locator(".body").textContent()).toBe(first);
+
+      await page.getByRole("button", { name: "Edit and resend" }).click();
+      await page.getByRole("textbox", { name: "Your message" }).fill("The little dog");
+      await page.getByRole("button", { name: "Send", exact: true }).first().click();
+      await expect.poll(() => answers(page).locator(".body").textContent()).not.toBe(first);
+      await finished(page);
+      const edited = await answers(page).locator(".body").textContent();
+
+      await page.reload();
+      await page
+        .getByRole("button", { name: "The little dog", exact: true })
+        .or(page.locator(".history li button").first())
+        .first()
+        .click();
+      expect(await answers(page).locator(".body").textContent()).toBe(edited);
+      await page.getByRole("button", { name: "Dark or light" }).click();
+      await picture(page, "chat-dark");
+    }));
+
+  test("stops when told, and keeps what was said", () =>
+    inPage(async (page) => {
+      await openModel(page);
+      await ask(page, "Once upon a time");
+      await page.getByRole("button", { name: "Stop" }).click();
+      await page.waitForSelector(".message[data-role=assistant] .foot:not([hidden])");
+      expect(await page.getByRole("button", { name: "Send" }).isVisible()).toBe(true);
+      await ask(page, " and then");
+      await finished(page);
+    }));
+
+  test("works offline on the second visit, with the model it had", () =>
+    inPage(async (page, context) => {
+      await setSampling(page);
+      await openModel(page);
+      await ask(page, "Once upon a time");
+      await finished(page);
+      const online = await answers(page).locator(".body").textContent();
+      await expect
+        .poll(() => page.evaluate(async () => (await (await caches.open("nibble-runtime")).keys()).length))
+        .toBe(2);
+      await page.close();
+      host.down = true;
+      const { page: again } = await openPage(context, `${host.url}/`);
+      await again.getByText("stories260k", { exact: true }).first().waitFor();
+      await again.waitForSelector(".pill.on");
+      await ask(again, "Once upon a time");
+      await finished(again);
+      expect(await answers(again).locator(".body").textContent()).toBe(online);
+    }));
+
+  test("answers a page's own fetch of /v1, and 503 while no model is open", () =>
+    inPage(async (page) => {
+      await expect
+        .poll(() => page.evaluate(() => navigator.serviceWorker.controller !== null), { timeout: 10_000 })
+        .toBe(true);
+      const post = () =>
+        page.evaluate(async () => {
+          const body = {
+            model: "stories260k",
+            messages: [{ role: "user", content: "Once" }],
+            max_tokens: 8,
+          };
+          const headers = { "Content-Type": "application/json" };
+          const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body) });
+          return { status: response.status, body: await response.json() };
+        });
+      expect(await post()).toMatchObject({ status: 503, body: { error: { code: "no_engine" } } });
+      await openModel(page);
+      await page.waitForSelector(".pill.on");
+      const answer = await post();
+      expect(answer).toMatchObject({
+        status: 200,
+        body: { object: "chat.completion", model: "stories260k", usage: { completion_tokens: 8 } },
+      });
+      const models = await page.evaluate(async () => (await fetch("/v1/models")).json());
+      expect(models.data).toMatchObject([{ id: "stories260k" }]);
+    }));
+
+  test("comes back with one click when its worker dies, the conversation kept", () =>
+    inPage(async (page, _context, errors) => {
+      await setSampling(page);
+      await openModel(page);
+      await ask(page, "Once upon a time");
+      await finished(page);
+      await page.workers()[0].evaluate(() => {
+        setTimeout(() => {
+          throw new Error("the device was lost");
+        });
+      });
+      await page.getByRole("alert").getByText("the device was lost").waitFor();
+      await page.getByRole("button", { name: "Load the model again" }).click();
+      await page.waitForSelector(".pill.on");
+      expect(await answers(page).count()).toBe(1);
+      await ask(page, " The end.");
+      await expect.poll(() => page.locator(".stats").count()).toBe(2);
+      errors.length = 0;
+    }));
+
+  test("runs under a sub-path of a host without isolation, on one thread, and says so", async () => {
+    const plain = await startHost({ folders: { [SUBPATH]: built.folder } });
+    try {
+      await withBrowser(async (context) => {
+        const { page } = await openPage(context, plain.url + SUBPATH);
+        await page.getByText("The host sends no COOP and COEP headers").waitFor();
+        await openModel(page);
+        await ask(page, "Once upon a time");
+        await finished(page);
+        expect(await page.locator(".model-button").textContent()).toMatch(/WASM · 1 thread/);
+      });
+    } finally {
+      await plain.close();
+    }
+  });
+
+  test("shows one bar while a model arrives", () =>
+    inPage(async (page) => {
+      host.intercept = (path, request, response, file) => {
+        if (!path.endsWith(".onnx_data")) return false;
+        response.setHeader("Content-Length", readFileSync(file).byteLength);
+        const bytes = readFileSync(file);
+        const half = Math.floor(bytes.byteLength / 2);
+        response.write(bytes.subarray(0, half));
+        setTimeout(() => response.end(bytes.subarray(half)), 1500);
+        request.once("close", () => response.end());
+        return true;
+      };
+      await page.getByRole("button", { name: "Open stories260K" }).first().click();
+      const bar = page.getByRole("progressbar", { name: "Loading the model" });
+      await expect.poll(async () => Number(await bar.getAttribute("value")), { timeout: 5000 }).toBeGreaterThan(0.4);
+      expect(await page.locator(".download").textContent()).toMatch(/\d+ kB of \d+ kB/);
+      await picture(page, "download");
+      await page.waitForSelector(".pill.on");
+      expect(await bar.isVisible()).toBe(false);
+      host.intercept = undefined;
+      await page.goto(`${host.url}/#models`);
+      await page.getByText("Verified").waitFor();
+      await page.getByRole("button", { name: "Delete stories260k" }).click();
+      await page.getByText("Nothing stored yet.").waitFor();
+    }));
+
+  test("compares two devices on one prompt and marks where they part", () =>
+    inPage(async (page) => {
+      await openModel(page);
+      await page.waitForSelector(".pill.on");
+      await page.goto(`${host.url}/#compare`);
+      await page.getByRole("button", { name: "Compare" }).click();
+      await page.getByText("Both say the same 64 tokens.").first().waitFor();
+      expect(await page.locator(".side").first().textContent()).toMatch(/Speed\d+ tok\/s/);
+      await picture(page, "compare");
+    }));
+
+  test("quantizes a dropped checkpoint to the codes that Node gives, and opens it", () =>
+    inPage(async (page) => {
+      await page.goto(`${host.url}/#quantize`);
+      await page.getByLabel("Drop a checkpoint folder here").setInputFiles(repoPath("models/stories260k"));
+      await page.getByLabel("Method").selectOption("rtn");
+      await page.getByRole("button", { name: "Quantize", exact: true }).click();
+      await page.getByText("kept in this browser.", { exact: false }).filter({ hasText: "stories260k-rtn" }).waitFor();
+      expect(await page.locator(".layers tbody tr").count()).toBe(5 * 7);
+      await picture(page, "quantize");
+      const base64 = await page.evaluate(async () => {
+        let folder = await navigator.storage.getDirectory();
+        for (const part of ["models", "stories260k-rtn-4bit", "files", "onnx"])
+          folder = await folder.getDirectoryHandle(part);
+        const file = await (await folder.getFileHandle("model_q4.onnx_data")).getFile();
+        let text = "";
+        for (const byte of new Uint8Array(await file.arrayBuffer())) text += String.fromCharCode(byte);
+        return btoa(text);
+      });
+      const node = readFileSync(join(built.folder, "models/stories260k/onnx/model_q4.onnx_data"));
+      expect(base64).toBe(node.toString("base64"));
+      await page.getByRole("button", { name: "Open and chat" }).click();
+      await page.locator(".model-button", { hasText: "stories260k-rtn-4bit" }).waitFor();
+      await ask(page, "Once upon a time");
+      await finished(page);
+    }));
+
+  test("has no accessibility errors in any view, light, dark and on a phone", () =>
+    inPage(
+      async (page) => {
+        await openModel(page);
+        await ask(page, "Once upon a time");
+        await finished(page);
+        const problems: string[] = [];
+        for (const theme of ["light", "dark"]) {
+          for (const view of ["chat", "models", "compare", "quantize"]) {
+            await page.goto(`${host.url}/#${view}`);
+            for (const problem of await axeViolations(page)) problems.push(`${theme} ${view}: ${problem}`);
+          }
+          await page.getByRole("button", { name: "Settings", exact: true }).click();
+          for (const problem of await axeViolations(page)) problems.push(`${theme} settings: ${problem}`);
+          await page.keyboard.press("Escape");
+          await page.getByRole("button", { name: "Dark or light" }).click();
+        }
+        expect(problems).toEqual([]);
+        expect(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth)).toBe(true);
+        await page.goto(`${host.url}/#chat`);
+        await picture(page, "phone");
+      },
+      { width: 390, height: 800 },
+    ));
+});
