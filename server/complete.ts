@@ -23,7 +23,7 @@ export async function* complete(
 ): AsyncGenerator<CompletionPart> {
   const { tokenizer } = engine;
   const held = new HeldTokens(tokenizer, options.keepSpecialTokens ?? false);
-  const writer = new LogprobsWriter(tokenizer);
+  const writer = new LogprobsWriter(tokenizer, echo ? prompt.text : "");
   let echoed = !echo;
   for await (const piece of engine.generate(prompt.ids, options)) {
     if (piece.finish === "aborted") throw new NibbleError("aborted", "The request was cancelled.");

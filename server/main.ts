@@ -21,6 +21,8 @@ export interface ServeOptions extends SecurityOptions, RegistryOptions {
   /** How long running answers may take after the first signal. */
   readonly drainMs?: number;
   readonly maxBodyBytes?: number;
+  /** A comment on event streams after this long without an event. */
+  readonly keepAliveMs?: number;
   readonly log?: (line: RequestLog) => void;
 }
 

@@ -44,9 +44,18 @@ export function pageHeaders(contentType: string): Record<string, string> {
 
 export function mountPage(app: Hono, files: PageFiles): void {
   app.get("*", async (c: Context, next) => {
-    const path = decodeURIComponent(c.req.path).replace(/^\/+/, "") || "index.html";
-    const file = await files(path);
+    const path = decoded(c.req.path)?.replace(/^\/+/, "");
+    const file = path === undefined ? undefined : await files(path || "index.html");
     if (!file) return next();
     return c.body(file.body, 200, { ...pageHeaders(file.contentType), "Content-Length": String(file.sizeBytes) });
   });
+}
+
+/** Undefined for broken percent signs. */
+function decoded(path: string): string | undefined {
+  try {
+    return decodeURIComponent(path);
+  } catch {
+    return undefined;
+  }
 }

@@ -49,36 +49,51 @@ export interface CompletionLogprobs {
 /** Builds `logprobs` token by token, counting characters from the start of the choice's text. */
 export class LogprobsWriter {
   private offset = 0;
+  private first = true;
 
-  constructor(private readonly tokenizer: Tokenizer) {}
+  /** @param begin what the text begins with: Llama's tokenizers write the first word with a space before it. */
+  constructor(
+    private readonly tokenizer: Tokenizer,
+    private readonly begin = "",
+  ) {}
+
+  private tokenText(id: number): string {
+    const text = completionToken(this.tokenizer, id);
+    const padded = this.first && this.begin !== "" && text.startsWith(" ") && !this.begin.startsWith(" ");
+    return padded ? text.slice(1) : text;
+  }
 
   /** A token without a probability: the first of a prompt. */
   unscored(id: number): CompletionLogprobs {
-    const token = completionToken(this.tokenizer, id);
+    const token = this.tokenText(id);
     return { tokens: [token], token_logprobs: [null], top_logprobs: [null], text_offset: [this.advance(token)] };
   }
 
   scored(tokens: readonly GeneratedToken[]): CompletionLogprobs {
-    const written = tokens.map((token) => ({ ...token, text: completionToken(this.tokenizer, token.id) }));
+    const written = tokens.map((token) => {
+      const text = this.tokenText(token.id);
+      return { ...token, text, offset: this.advance(text) };
+    });
     return {
       tokens: written.map(({ text }) => text),
       token_logprobs: written.map(({ logprob }) => finiteLogprob(logprob)),
-      top_logprobs: written.map(({ text, logprob, top }) => this.alternatives(text, logprob, top)),
-      text_offset: written.map(({ text }) => this.advance(text)),
+      top_logprobs: written.map(({ id, logprob, top }) => this.alternatives(id, logprob, top)),
+      text_offset: written.map(({ offset }) => offset),
     };
   }
 
   /** The alternatives, and the token itself where it is not among them, as OpenAI lists them. */
-  private alternatives(text: string, logprob: number, top: GeneratedToken["top"]): Record<string, number> {
-    const listed = Object.fromEntries(
-      top.map((other) => [completionToken(this.tokenizer, other.id), finiteLogprob(other.logprob)]),
+  private alternatives(id: number, logprob: number, top: GeneratedToken["top"]): Record<string, number> {
+    const all = [{ id, logprob }, ...top];
+    return Object.fromEntries(
+      all.map((other) => [completionToken(this.tokenizer, other.id), finiteLogprob(other.logprob)]),
     );
-    return { [text]: finiteLogprob(logprob), ...listed };
   }
 
   private advance(token: string): number {
     const { offset } = this;
     this.offset += [...token].length;
+    this.first = false;
     return offset;
   }
 }
