@@ -1,6 +1,7 @@
 /** The worker thread that owns a model: session, KV cache, sampling, text. Speaks engine-protocol.ts. */
 import { join } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
+import { capabilitiesOf } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { embedPrompt } from "../runtime/embed.ts";
@@ -133,8 +134,16 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const path = join(setup.folder, setup.graph);
   const session = new DecoderSession(ort, await openSession(ort, path, setup), path, setup.contextLength);
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
-  const scheduler = new Scheduler(session, setup);
-  const { maxBatch, contextLength, id } = setup;
+  const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
+  const { contextLength, id } = setup;
+  const maxBatch = without.batching ? 1 : setup.maxBatch;
+  const scheduler = new Scheduler(session, {
+    ...setup,
+    recomputeAbove,
+    maxBatch,
+    speculate: setup.speculate && !without.speculation && !session.shape.hasState,
+    prefixCacheBytes: without["prefix cache"] || session.shape.hasState ? 0 : setup.prefixCacheBytes,
+  });
   say({
     kind: "ready",
     info: {

@@ -7,6 +7,7 @@ import { stat } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { basename, join, resolve } from "node:path";
 import type { Worker } from "node:worker_threads";
+import { capabilitiesOf, requireFeature } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { readAll } from "../files.ts";
@@ -69,6 +70,10 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     });
   }
   const contextLength = contextOf(folder, offer, options.context);
+  const capabilities = capabilitiesOf(offer.config, contextLength);
+  if (options.speculate) requireFeature(capabilities, "speculation", "speculate");
+  if ((options.prefixCacheBytes ?? 0) > 0) requireFeature(capabilities, "prefix cache", "prefixCacheBytes");
+  if ((options.maxBatch ?? 1) > 1) requireFeature(capabilities, "batching", "maxBatch");
   const need = await measure(path, offer, options.kv);
   const availableBytes = availableMemory();
   requireMemory(folder, estimateMemory({ ...need, contextLength }, availableBytes));

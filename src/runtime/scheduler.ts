@@ -36,6 +36,8 @@ export interface SchedulerOptions {
   readonly prefixCacheBytes?: number;
   /** Guess tokens by prompt lookup when one sequence runs alone. */
   readonly speculate?: boolean;
+  /** A text that grows beyond so many tokens is computed again from its start, in one piece (longrope). */
+  readonly recomputeAbove?: number;
 }
 
 /** 512 is where prefill throughput is flat (measured); 128 holds running streams up for about four of their steps. */
@@ -217,7 +219,11 @@ export class Scheduler {
     const row = this.decoding.length;
     const { alone, beside } = this.options.prefillChunk ?? PREFILL_CHUNK;
     const prompt = generation.tokens;
-    const end = Math.min(prompt.length, sequence.past + (row > 0 ? beside : alone));
+    const { recomputeAbove: limit = Number.POSITIVE_INFINITY } = this.options;
+    const size = row > 0 ? beside : alone;
+    // the first piece of a text beyond the limit reaches beyond it: every key is rotated for a long text
+    const reach = prompt.length > limit ? Math.max(size, limit + 1 - sequence.past) : size;
+    const end = Math.min(prompt.length, sequence.past + reach);
     const chunk = prompt.slice(sequence.past, end);
     const logits = await this.session.append(row, sequence.past, chunk, promptLogprobs === undefined ? "last" : "all");
     if (this.prefilling !== sequence) return; // closed meanwhile
@@ -243,6 +249,14 @@ export class Scheduler {
     const batch = this.decoding.filter(({ generation }) => !generation.finished);
     if (batch.length !== this.decoding.length) return; // dropStopped closes the gaps first
     if (batch.length === 1 && this.options.speculate && (await this.guessStep(batch[0]))) return;
+    if (batch.length === 1 && batch[0].past === this.options.recomputeAbove) {
+      const [sequence] = batch;
+      const { tokens } = sequence.generation;
+      const [row] = await this.session.append(0, 0, tokens);
+      sequence.past = tokens.length;
+      this.take(sequence, row);
+      return;
+    }
     const logits = await this.session.decode(
       batch.map(({ past }) => past),
       batch.map(({ generation }) => generation.tokens[generation.tokens.length - 1]),

@@ -2,6 +2,7 @@
  * A decoder graph with its KV cache in place: the tensors fed as past_key_values.N.* are the ones that present.N.* is
  * written into, and GroupQueryAttention appends at each row's own length (attention_mask, ones then zeros).
  *   cache of a layer   (rows, kvHeads, capacity, headDim), a row is one sequence
+ *   state of a layer   (rows, channels, taps) of past_conv.N (LFM2): as large at the start as ever after
  * Rows and capacity grow in steps; what a step needs of them is a view on the same memory.
  */
 import type { InferenceSession, Tensor } from "onnxruntime-common";
@@ -22,12 +23,17 @@ export interface CachePart {
   readonly heads: number;
   /** Elements per token and head. */
   readonly headDim: number;
+  /** A state of one size instead of one entry per token: `heads` are its channels, `headDim` what each keeps. */
+  readonly fixed: boolean;
 }
 
 /** What a graph's inputs and outputs say about it. */
 export interface GraphShape {
   readonly cache: readonly CachePart[];
+  /** Some of the cache is a state, which cannot be cut back to fewer tokens. */
+  readonly hasState: boolean;
   readonly vocabSize: number | undefined;
+  readonly floatLogits: boolean;
   readonly positionIds: boolean;
   readonly numLogitsToKeep: boolean;
   /** "fp32", "fp16", "int8", "int4" */
@@ -53,36 +59,44 @@ export function graphShape(
   const known = new Set(["input_ids", "attention_mask", "position_ids", "num_logits_to_keep"]);
   for (const input of inputs) {
     if (known.has(input.name)) continue;
-    const match = /^past_key_values\.(\d+)\.(key|value)$/.exec(input.name);
-    const present = match && `present.${match[1]}.${match[2]}`;
-    if (!match || !present || !input.isTensor || !outputs.some((output) => output.name === present)) {
+    const fixed = /^past_conv\.\d+$/.test(input.name);
+    const match = fixed || /^past_key_values\.\d+\.(key|value)$/.test(input.name);
+    const present = input.name.replace("past_key_values", "present").replace("past_conv", "present_conv");
+    if (!match || !input.isTensor || !outputs.some((output) => output.name === present)) {
       throw new NibbleError("unsupported", `${name}: its input ${input.name} is none that the runtime fills.`);
     }
-    const [, heads, , headDim] = input.shape;
+    const heads = input.shape[1];
+    const headDim = input.shape.at(-1);
     if (typeof heads !== "number" || typeof headDim !== "number" || !ELEMENT_BYTES[input.type]) {
       throw new NibbleError(
         "unsupported",
         `${name}: ${input.name} is ${input.type} (${input.shape.join(", ")}); numeric heads and head size are needed, in float32, float16, int8 or uint8.`,
       );
     }
-    cache.push({ past: input.name, present, type: input.type, heads, headDim });
+    cache.push({ past: input.name, present, type: input.type, heads, headDim, fixed });
   }
   const logits = outputs.find((output) => output.name === "logits");
   const vocabSize = logits?.isTensor ? logits.shape[2] : undefined;
   const has = (wanted: string) => inputs.some((input) => input.name === wanted);
-  if (!has("input_ids") || !has("attention_mask") || cache.length === 0) {
+  if (!has("input_ids") || !has("attention_mask") || cache.every(({ fixed }) => fixed)) {
     throw new NibbleError(
       "unsupported",
       `${name}: a decoder with input_ids, attention_mask and past_key_values.* is needed.`,
     );
   }
+  const growing = cache.filter(({ fixed }) => !fixed);
   return {
     cache,
+    hasState: growing.length < cache.length,
     vocabSize: typeof vocabSize === "number" ? vocabSize : undefined,
+    floatLogits: logits?.isTensor === true && logits.type === "float32",
     positionIds: has("position_ids"),
     numLogitsToKeep: has("num_logits_to_keep"),
-    kvFormat: KV_FORMATS[cache[0].type] ?? cache[0].type,
-    kvBytesPerToken: cache.reduce((sum, part) => sum + part.heads * part.headDim * (ELEMENT_BYTES[part.type] ?? 0), 0),
+    kvFormat: KV_FORMATS[growing[0].type] ?? growing[0].type,
+    kvBytesPerToken: growing.reduce(
+      (sum, part) => sum + part.heads * part.headDim * (ELEMENT_BYTES[part.type] ?? 0),
+      0,
+    ),
   };
 }
 
@@ -94,6 +108,7 @@ export class DecoderSession {
   private rows = 0;
   private capacity = 0;
   private buffers: Numbers[] = [];
+  private logits = new Float32Array(0);
 
   constructor(
     private readonly ort: Ort,
@@ -124,10 +139,11 @@ export class DecoderSession {
     const capacity = this.roundedCapacity(tokens);
     const newRows = Math.max(rows, this.rows);
     if (capacity === this.capacity && newRows === this.rows) return;
-    for (const [i, { type, heads, headDim }] of this.shape.cache.entries()) {
-      const buffer = typedArray(type, newRows * heads * capacity * headDim) as Numbers;
+    for (const [i, { type, heads, headDim, fixed }] of this.shape.cache.entries()) {
+      const buffer = typedArray(type, newRows * heads * (fixed ? 1 : capacity) * headDim) as Numbers;
       const old = this.buffers[i];
-      if (old) {
+      if (old && fixed) buffer.set(old as never);
+      else if (old) {
         for (let head = 0; head < this.rows * heads; head++) {
           const from = head * this.capacity * headDim;
           buffer.set(old.subarray(from, from + this.capacity * headDim) as never, head * capacity * headDim);
@@ -143,8 +159,12 @@ export class DecoderSession {
   shrink(rows: number, tokens: number): void {
     const capacity = Math.min(this.contextLength, Math.ceil(tokens / CAPACITY_STEP) * CAPACITY_STEP);
     if (rows >= this.rows && capacity >= this.capacity) return;
-    for (const [i, { heads, headDim }] of this.shape.cache.entries()) {
+    for (const [i, { heads, headDim, fixed }] of this.shape.cache.entries()) {
       const old = this.buffers[i];
+      if (fixed) {
+        this.buffers[i] = old.slice(0, rows * heads * headDim);
+        continue;
+      }
       const buffer = new (old.constructor as new (length: number) => Numbers)(rows * heads * capacity * headDim);
       for (let head = 0; head < rows * heads; head++) {
         const from = head * this.capacity * headDim;
@@ -156,11 +176,16 @@ export class DecoderSession {
     this.capacity = capacity;
   }
 
+  /** Elements of one row. */
+  private rowSize({ heads, headDim, fixed }: CachePart): number {
+    return heads * (fixed ? 1 : this.capacity) * headDim;
+  }
+
   /** Copies a row over another. */
   moveRow(from: number, to: number): void {
     if (from === to) return;
-    for (const [i, { heads, headDim }] of this.shape.cache.entries()) {
-      const size = heads * this.capacity * headDim;
+    for (const [i, part] of this.shape.cache.entries()) {
+      const size = this.rowSize(part);
       this.buffers[i].copyWithin(to * size, from * size, (from + 1) * size);
     }
   }
@@ -187,15 +212,26 @@ export class DecoderSession {
     }
   }
 
-  /** Appends `tokens` to one row that holds `past`; resolves to its logits, a row (vocab) each. */
+  /**
+   * Appends `tokens` to one row that holds `past`; resolves to its logits, a row (vocab) each, which are free to
+   * overwrite and good until the next step.
+   */
   async append(row: number, past: number, tokens: readonly number[], rows: Rows = "last"): Promise<Float32Array[]> {
     this.reserve(row + 1, past + tokens.length);
+    if (past === 0) this.clearState(row);
     const total = past + tokens.length;
     const mask = new BigInt64Array(total).fill(1n);
     return this.run(row, 1, [past], BigInt64Array.from(tokens, BigInt), mask, total, rows);
   }
 
-  /** One more token for each of the rows 0 .. n-1; resolves to a row of logits (vocab) each. */
+  /** A text begins: what the row's last one left in the states is not its past. */
+  private clearState(row: number): void {
+    for (const [i, part] of this.shape.cache.entries()) {
+      if (part.fixed) this.buffers[i].fill(0, row * this.rowSize(part), (row + 1) * this.rowSize(part));
+    }
+  }
+
+  /** One more token for each of the rows 0 .. n-1; resolves to a row of logits each, as `append`. */
   async decode(pasts: readonly number[], tokens: readonly number[]): Promise<Float32Array[]> {
     const total = Math.max(...pasts) + 1;
     this.reserve(pasts.length, total);
@@ -227,11 +263,13 @@ export class DecoderSession {
       for (let i = 0; i < positions.length; i++) positions[i] = BigInt(pasts[Math.floor(i / seq)] + (i % seq));
       feeds.position_ids = new Tensor("int64", positions, [batch, seq]);
     }
-    const fetches: Record<string, Tensor | null> = { logits: null };
-    for (const [i, { past, present, type, heads, headDim }] of this.shape.cache.entries()) {
-      const size = heads * this.capacity * headDim;
+    const fetches: Record<string, Tensor | null> = { logits: this.logitsFor(batch, this.logitRows(seq, rows)) };
+    for (const [i, part] of this.shape.cache.entries()) {
+      const { past, present, type, heads, headDim, fixed } = part;
+      const size = this.rowSize(part);
       const view = this.buffers[i].subarray(firstRow * size, (firstRow + batch) * size);
-      feeds[past] = new Tensor(type, view as Float32Array, [batch, heads, this.capacity, headDim]);
+      const dims = fixed ? [batch, heads, headDim] : [batch, heads, this.capacity, headDim];
+      feeds[past] = new Tensor(type, view as Float32Array, dims);
       fetches[present] = feeds[past];
     }
     const { logits } = await this.session.run(feeds, fetches);
@@ -240,6 +278,20 @@ export class DecoderSession {
     const all = Array.from({ length: batch * outRows }, (_, i) => data.subarray(i * vocab, (i + 1) * vocab));
     if (rows === "all") return all;
     return Array.from({ length: batch }, (_, i) => all[(i + 1) * outRows - 1]);
+  }
+
+  /** Rows of logits that the graph gives per sequence. */
+  private logitRows(seq: number, rows: Rows): number {
+    return this.shape.numLogitsToKeep && rows === "last" ? 1 : seq;
+  }
+
+  /** Where logits go, on the memory of the last step's (a binding that makes its own leaves this one alone). */
+  private logitsFor(batch: number, rows: number): Tensor | null {
+    const { vocabSize, floatLogits } = this.shape;
+    if (vocabSize === undefined || !floatLogits) return null;
+    const size = batch * rows * vocabSize;
+    if (this.logits.length < size) this.logits = new Float32Array(size);
+    return new this.ort.Tensor("float32", this.logits.subarray(0, size), [batch, rows, vocabSize]);
   }
 
   async dispose(): Promise<void> {
