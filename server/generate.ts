@@ -4,6 +4,7 @@ import type { Engine } from "../src/runtime/engine.ts";
 import { type AnswerEvent, answer, type ChatJob, renderPrompt, requireContext } from "./answer.ts";
 import { type Hold, hold, holding, requestFacts, type ServerContext } from "./context.ts";
 import { merge } from "./merge.ts";
+import { requireToolUse } from "./tools.ts";
 
 export interface RunningAnswers {
   readonly held: Hold;
@@ -25,6 +26,7 @@ export async function startAnswers(
   try {
     const { engine } = held.lease;
     const job = makeJob(engine);
+    requireToolUse(job.tools);
     const prompt = renderPrompt(engine.tokenizer, job);
     requireContext(engine, prompt.ids, "messages");
     const answers = Array.from({ length: count }, (_, index) =>
