@@ -138,13 +138,22 @@ function architectureOf({ architecture, where }: GgufMetadata): GgufArchitecture
   );
 }
 
+/** An image encoder and its projector, in files that hold everything. */
+const IMAGE_TENSOR = /^(v|mm)\./;
+
 function notesOf(metadata: GgufMetadata, tensors: ReadonlyMap<string, GgufTensor>): string[] {
+  const notes: string[] = [];
+  const images = [...tensors.keys()].filter((name) => IMAGE_TENSOR.test(name)).length;
+  if (images > 0)
+    notes.push(`${metadata.where} is multimodal: its text model is taken, ${images} tensors are left out.`);
   const bytes = new Map<string, number>();
   for (const { type, sizeBytes } of tensors.values()) bytes.set(type, (bytes.get(type) ?? 0) + sizeBytes);
   const types = [...bytes].sort((a, b) => b[1] - a[1]).map(([type]) => type);
   const lossy = types.filter((type) => /\d/.test(type) && !/^(B?F|I)\d/.test(type));
-  if (lossy.length === 0) return [];
-  return [`${metadata.where} is quantized already (${lossy.join(", ")}); its weights are dequantized first.`];
+  if (lossy.length > 0) {
+    notes.push(`${metadata.where} is quantized already (${lossy.join(", ")}); its weights are dequantized first.`);
+  }
+  return notes;
 }
 
 const ROPE_FACTORS = ["rope_freqs", "rope_factors_long", "rope_factors_short"];
@@ -173,6 +182,7 @@ function nameTensors(
     const match = /^(?:blk\.(\d+)\.)?(.+)\.(weight|bias)$/.exec(tensor.name);
     const [, block, stem, suffix] = match ?? [];
     if (stem && block === undefined && ROPE_FACTORS.includes(stem)) continue;
+    if (IMAGE_TENSOR.test(tensor.name)) continue; // notesOf() says so
     if (stem === "rope_freqs" || stem === "attn_rot_embd") continue; // inverse frequencies of very old files
     const parts = stem === undefined ? [] : partsOf(architecture, tensor, stem, block, suffix, heads);
     if (parts.length === 0) {

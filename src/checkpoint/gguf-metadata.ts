@@ -15,6 +15,9 @@ const WITHOUT_EFFECT = new Set([
   "logits_all",
 ]);
 
+/** What files with an image encoder inside say about it (Ollama's gemma3). */
+const IMAGES = /^(vision|mm)\./;
+
 export class GgufMetadata {
   readonly architecture: string;
   private readonly read = new Set<string>();
@@ -107,7 +110,7 @@ export class GgufMetadata {
     const prefix = `${this.architecture}.`;
     for (const [name, value] of this.all) {
       const key = name.slice(prefix.length);
-      if (!name.startsWith(prefix) || this.read.has(key) || WITHOUT_EFFECT.has(key)) continue;
+      if (!name.startsWith(prefix) || this.read.has(key) || WITHOUT_EFFECT.has(key) || IMAGES.test(key)) continue;
       throw this.error(key, `(${show(value)}) is not known to Nibble; it may change what the model computes`);
     }
   }

@@ -2,7 +2,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { modelTypes, resolveModel } from "../../src/arch/index.ts";
+import { resolveModel } from "../../src/arch/index.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
 import { openGgufCheckpoint } from "../../src/checkpoint/gguf-checkpoint.ts";
 import { type GgufEntries, type GgufTensorToWrite, writeGguf } from "../../src/checkpoint/gguf-writer.ts";
@@ -75,7 +75,6 @@ describe.each([...families])("%s, as llama.cpp converts it", (name, folder) => {
     }
     const golden = await readGolden(folder);
     await original.dispose();
-    if (!modelTypes.includes(String(checkpoint.config.model_type))) return;
     // the one key of these that a GGUF does not hold: llama.cpp takes the head size in its place
     const config = { query_pre_attn_scalar: original.config.query_pre_attn_scalar };
     expect(
@@ -154,6 +153,13 @@ describe("what is not a model Nibble reads says why", () => {
     ["one part of several", { "split.count": { type: "u16", value: 3 } }, tensors, "not_found", /one of 3 parts/],
   ])("%s", async (_, changes, list, code, message) => {
     await expect(opened(changes, list)).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
+  });
+
+  test("an image encoder in the same file is left out, and a note says so", async () => {
+    const list = [...tensors, f32("v.blk.0.attn_q.weight", [4, 4]), f32("mm.input_projection.weight", [4, 4])];
+    const checkpoint = await opened({ "llama.vision.block_count": u32(1), "llama.mm.tokens_per_image": u32(4) }, list);
+    expect(checkpoint.tensors.size).toBe(2);
+    expect(checkpoint.notes).toEqual(["m.gguf is multimodal: its text model is taken, 2 tensors are left out."]);
   });
 
   test("NaN scales are found when the tensor is read", async () => {
