@@ -106,6 +106,7 @@ export class HubStandIn {
         _id: "1",
         id: this.id,
         sha: COMMIT,
+        siblings: Object.keys(this.files).map((rfilename) => ({ rfilename })),
         private: false,
         gated: false,
         downloads: 0,
@@ -143,7 +144,9 @@ export class HubStandIn {
     if (!file) return refuse(response, 404, "EntryNotFound");
     response.setHeader("X-Repo-Commit", COMMIT);
     if (!file.lfs) {
-      return response.writeHead(200, { ETag: `"${gitSha1(file.bytes)}"` }).end(file.bytes);
+      return response
+        .writeHead(200, { ETag: `"${gitSha1(file.bytes)}"`, "Content-Length": file.bytes.length })
+        .end(file.bytes);
     }
     const { port } = this.cdn.address() as AddressInfo;
     return response
