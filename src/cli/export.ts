@@ -7,6 +7,8 @@ import { openCheckpoint } from "../node/open-checkpoint.ts";
 import {
   type CheckpointFlags,
   calibrationText,
+  KV_FORMATS,
+  madeKv,
   wholeNumber,
   withCheckpointFlags,
   withRefusedFlags,
@@ -19,6 +21,7 @@ interface ExportFlags extends CheckpointFlags {
   readonly calibration?: string;
   readonly threads?: number;
   readonly context?: number;
+  readonly kv?: string;
   readonly check: boolean;
   readonly force?: boolean;
 }
@@ -33,11 +36,15 @@ const command = new Command("export")
   .option("--calibration <file>", "text to check the result by: .txt or .jsonl (default: a mixed set)")
   .option("--threads <n>", "CPU threads", wholeNumber)
   .option("--context <tokens>", "longest text (default: the model's, at most 32768)", wholeNumber)
+  .addOption(
+    new Option("--kv <format>", "make a graph with this KV cache too: int8 (default: the float one only)").choices(
+      KV_FORMATS,
+    ),
+  )
   .option("--no-check", "keep the result without checking or measuring it")
   .option("--force", "replace a model that is in that folder");
 
 export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
-  "--kv <format>",
   "--kv-policy <name>",
   "--kv-budget <n>",
 ]).action((spec: string, flags: ExportFlags) =>
@@ -53,6 +60,7 @@ export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
         contextLength,
         overwrite,
         check,
+        kv: madeKv(flags.kv, dtype),
         text,
         threads,
         ...common,

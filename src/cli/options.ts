@@ -35,7 +35,7 @@ export function withCheckpointFlags(command: Command): Command {
   );
 }
 
-const KV_FORMATS = ["fp32", "fp16", "int8", "int4", "int4-static"];
+export const KV_FORMATS = ["fp32", "fp16", "int8", "int4", "int4-static"];
 const KV_POLICIES = ["full", "window", "h2o", "snapkv", "keydiff", "expected"];
 
 /** Flags of a command that loads an exported model. */
@@ -107,4 +107,14 @@ export function byteSize(text: string): number {
   const value = match ? Number(match[1]) * BYTE_UNITS[match[2].toLowerCase()] : Number.NaN;
   if (!Number.isFinite(value) || value <= 0) throw new InvalidArgumentError("It has to be a size such as 4GB.");
   return Math.round(value);
+}
+
+/** --kv of a command that makes a model: which graph is made beside the one with the float cache. */
+export function madeKv(kv: string | undefined, dtype: string): "float" | "int8" | undefined {
+  const float = dtype.endsWith("16") ? "fp16" : "fp32";
+  if (kv === undefined || kv === "int8") return kv;
+  if (kv === float) return "float";
+  throw new NibbleError("unsupported", `--kv ${kv}: this version makes ${float} and int8 for --dtype ${dtype}.`, {
+    param: "kv",
+  });
 }

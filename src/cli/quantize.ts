@@ -9,6 +9,8 @@ import {
   CALIBRATION_HELP,
   type CheckpointFlags,
   calibrationText,
+  KV_FORMATS,
+  madeKv,
   wholeNumber,
   withCheckpointFlags,
 } from "./options.ts";
@@ -21,6 +23,7 @@ interface QuantizeFlags extends CheckpointFlags, RecipeFlags {
   readonly calibration?: string;
   readonly threads?: number;
   readonly context?: number;
+  readonly kv?: string;
   readonly check: boolean;
   readonly force?: boolean;
 }
@@ -34,6 +37,12 @@ withRecipeFlags(command)
   .addOption(new Option("--dtype <type>", "q4f16 computes in float16").choices(["q4", "q4f16"]).default("q4"))
   .option("--threads <n>", "CPU threads", wholeNumber)
   .option("--context <tokens>", "longest text (default: the model's, at most 32768)", wholeNumber)
+  .addOption(
+    new Option(
+      "--kv <format>",
+      "int8 makes a graph with this KV cache too, fp32 does not (default: int8 where the family can)",
+    ).choices(KV_FORMATS),
+  )
   .option("--no-check", "keep the result without checking or measuring it")
   .option("--force", "replace a model that is in that folder");
 
@@ -53,6 +62,8 @@ export const quantizeCommand = withCheckpointFlags(command).action((spec: string
         contextLength: flags.context,
         overwrite: flags.force,
         check: flags.check,
+        kv: madeKv(flags.kv, flags.dtype),
+        onNote: (note) => output.note(`note: ${note}`),
         ...common,
       });
       const measured = manifest.measured as { readonly drift: Drift } | undefined;

@@ -21,7 +21,6 @@ const NOT_YET = [
   "--max-kl <nats>",
   "--scale-bits <n>",
   "--tune",
-  "--kv <format>",
   "--kv-policy <name>",
   "--kv-budget <n>",
 ];

@@ -2,14 +2,18 @@
 import { type Model, resolveModel } from "../arch/index.ts";
 import { floatWeights, type Weights } from "../arch/weights.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import { NibbleError } from "../errors.ts";
+import { addInt8Cache, type CacheWindows } from "../eval/int8-cache.ts";
 import { verifyExport } from "../eval/verify.ts";
 import { type ExportInput, type ExportOptions, exportModel, writeManifest } from "../export/export.ts";
 import type { Manifest, ModelDtype } from "../export/model-folder.ts";
+import type { FolderSink } from "../files.ts";
+import type { Ort } from "../onnx/ort.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { cpuOrt } from "./cpu-ort.ts";
 import { nodeSink } from "./folder-sink.ts";
 import { rememberModel } from "./models.ts";
-import type { Quantized } from "./quantize.ts";
+import { KV_CALIBRATION_WINDOWS, type Quantized } from "./quantize.ts";
 import { type NamedText, shippedText, type TextWindows, textWindows } from "./text-windows.ts";
 
 export interface ExportFolderOptions extends Omit<ExportOptions, "dtype"> {
@@ -21,6 +25,10 @@ export interface ExportFolderOptions extends Omit<ExportOptions, "dtype"> {
   readonly text?: NamedText;
   /** Default true. False keeps a result that nothing was measured of, as for models with random weights. */
   readonly check?: boolean;
+  /** Also make the graph with an int8 KV cache. Default: for a quantized model, where its attention can use one. */
+  readonly kv?: "float" | "int8";
+  /** Told why there is no int8 cache where none was asked for. */
+  readonly onNote?: (note: string) => void;
   readonly threads?: number;
 }
 
@@ -36,14 +44,16 @@ export async function exportFolder(
   const out = await nodeSink(folder, { overwrite: options.overwrite });
   try {
     let manifest = await exportModel(input, out, { ...options, dtype });
+    const ort = cpuOrt(options.threads);
+    const windows = "quantized" in source ? source : await checkWindows(source, options.text);
+    manifest = await withKvCache(ort, out, manifest, windows, source, options);
     if (options.check ?? true) {
-      const heldBack = "quantized" in source ? source.heldBack : await checkWindows(source, options.text);
       const { model, weights } = input;
-      const ort = cpuOrt(options.threads);
+      const { heldBack } = windows;
       const measured = await verifyExport(ort, out.written, manifest, model, weights, heldBack, { signal, onProgress });
       manifest = { ...manifest, measured: { ...measured } };
-      await writeManifest(out, manifest);
     }
+    await writeManifest(out, manifest);
     signal?.throwIfAborted();
     await out.commit();
     await rememberModel(folder);
@@ -59,9 +69,28 @@ function asItIs(checkpoint: Checkpoint): { readonly model: Model; readonly weigh
   return { model, weights: floatWeights(model.checkpoint) };
 }
 
-async function checkWindows(checkpoint: Checkpoint, text?: NamedText): Promise<TextWindows["heldBack"]> {
+async function withKvCache(
+  ort: Ort,
+  out: FolderSink,
+  manifest: Manifest,
+  windows: CacheWindows,
+  source: Checkpoint | Quantized,
+  { kv, signal, onProgress, onNote }: ExportFolderOptions,
+): Promise<Manifest> {
+  if (kv === "float" || (kv === undefined && !("quantized" in source))) return manifest;
+  try {
+    return await addInt8Cache(ort, out, manifest, windows, { signal, onProgress });
+  } catch (error) {
+    const isExpected = error instanceof NibbleError && ["unsupported", "verification"].includes(error.code);
+    if (kv === "int8" || !isExpected) throw error;
+    onNote?.(`no int8 KV cache: ${error.message}`);
+    return manifest;
+  }
+}
+
+async function checkWindows(checkpoint: Checkpoint, text?: NamedText): Promise<TextWindows> {
   const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
-  return textWindows(checkpoint, tokenizer, text ?? (await shippedText(tokenizer)), 0).heldBack;
+  return textWindows(checkpoint, tokenizer, text ?? (await shippedText(tokenizer)), KV_CALIBRATION_WINDOWS);
 }
 
 /** The name of transformers.js for the integers that codes of so many bits are stored in. */

@@ -20,10 +20,15 @@ export interface QuantizeOptions {
   readonly signal?: AbortSignal;
 }
 
+/** Static scales of the int8 KV cache need 4,000 tokens: 8 windows of 512. */
+export const KV_CALIBRATION_WINDOWS = 8;
+
 /** A quantized model with the windows of text that it has not seen, for the check at export. */
 export interface Quantized {
   readonly quantized: QuantizedModel;
   readonly heldBack: readonly (readonly number[])[];
+  /** Other text, for what is calibrated after the export (the int8 KV cache). */
+  readonly calibration: readonly (readonly number[])[];
 }
 
 /** Quantizes a checkpoint by a recipe (`gptq({ bits: 4 })`, `preset("default")`); `exportModel` writes the result. */
@@ -35,7 +40,12 @@ export async function quantize(
   const model = resolveModel(checkpoint);
   const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
   const named = text ?? (await shippedText(tokenizer));
-  const { calibration, heldBack, record } = textWindows(checkpoint, tokenizer, named, recipe.windows);
+  const { calibration, heldBack, record } = textWindows(
+    checkpoint,
+    tokenizer,
+    named,
+    Math.max(recipe.windows, KV_CALIBRATION_WINDOWS),
+  );
   const store = diskLayerStore({
     version,
     recipe,
@@ -50,7 +60,7 @@ export async function quantize(
     const quantized = await quantizeModel(model, recipe, calibration, { ort, products, store, onProgress, signal });
     quantized.calibration = record;
     await store.remove();
-    return { quantized, heldBack };
+    return { quantized, heldBack, calibration: calibration.slice(0, KV_CALIBRATION_WINDOWS) };
   } finally {
     await products.dispose();
   }

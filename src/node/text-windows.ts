@@ -54,8 +54,11 @@ export function textWindows(
       { param: "calibration" },
     );
   }
-  const share = calibrationWindows > 0 ? HELD_BACK_SHARE : 1;
-  const held = Math.min(HELD_BACK, Math.max(1, Math.floor(windows.length * share)));
+  const isShort = calibrationWindows > 0 && windows.length < wanted;
+  const held = Math.min(
+    HELD_BACK,
+    isShort ? Math.max(1, Math.floor(windows.length * HELD_BACK_SHARE)) : windows.length,
+  );
   // spread over the whole text, so that a mixed text is judged on all of its parts
   const isHeld = (i: number) => Math.floor(((i + 1) * held) / windows.length) > Math.floor((i * held) / windows.length);
   const heldBack = windows.filter((_, i) => isHeld(i));
