@@ -2,6 +2,7 @@
 import type { ErrorCode } from "../errors.ts";
 import { NibbleError } from "../errors.ts";
 import type { EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
+import type { Binding } from "./binding.ts";
 
 export interface WorkerSetup {
   readonly folder: string;
@@ -11,7 +12,7 @@ export interface WorkerSetup {
   readonly graph: string;
   readonly contextLength: number;
   readonly chatTemplate?: string;
-  readonly binding: "portable" | "capi";
+  readonly binding: Binding;
   readonly maxBatch: number;
   readonly maxWaiting: number;
   readonly maxKvBytes: number;

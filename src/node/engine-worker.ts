@@ -15,7 +15,7 @@ import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type FromWorker, type ToWorker, toWire, type WorkerSetup } from "./engine-protocol.ts";
 import { nodeFolder } from "./files.ts";
-import { openSession, portableOrt } from "./ort.ts";
+import { openSession, ortFor } from "./ort.ts";
 
 /** Milliseconds between reports of counters to the main thread while something runs. */
 const STATS_INTERVAL_MS = 250;
@@ -130,7 +130,7 @@ class ModelWorker {
 async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const offer = await readOffer(nodeFolder(setup.folder));
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: setup.chatTemplate });
-  const ort = portableOrt;
+  const ort = await ortFor(setup.binding);
   const path = join(setup.folder, setup.graph);
   const session = new DecoderSession(ort, await openSession(ort, path, setup), path, setup.contextLength);
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
@@ -152,7 +152,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
       file: setup.graph,
       contextLength,
       vocabSize,
-      binding: `node-${setup.device}`,
+      binding: `node-${setup.device}${setup.binding === "capi" ? "-capi" : ""}`,
       kv: { format: session.shape.kvFormat, policy: "full" },
       maxBatch,
     },

@@ -18,6 +18,8 @@ import { graphForKv, type ModelOffer, readOffer } from "../runtime/folder.ts";
 import { Stream } from "../runtime/stream.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
+import { type Binding, chooseBinding } from "./binding.ts";
+import { holdLibrary } from "./capi.ts";
 import { type FromWorker, fromWire, type ToWorker, type WorkerSetup } from "./engine-protocol.ts";
 import { nodeFolder } from "./files.ts";
 import { availableMemory, estimateMemory, requireMemory } from "./memory.ts";
@@ -25,6 +27,8 @@ import { startWorker } from "./workers.ts";
 
 export interface LoadEngineOptions {
   readonly device?: "cpu" | "webgpu";
+  /** How ONNX Runtime is called; default: its C API where that is known to work here. */
+  readonly binding?: Binding;
   /** CPU threads; default: one per core that this process may use. */
   readonly threads?: number;
   /** Tokens of prompt and answer together; default: what the model was exported for. */
@@ -78,15 +82,18 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const availableBytes = availableMemory();
   requireMemory(folder, estimateMemory({ ...need, contextLength }, availableBytes));
   const spareBytes = availableBytes - need.weightBytes - need.kvBytesPerToken * contextLength;
+  const device = options.device ?? "cpu";
+  const binding = await chooseBinding(options.binding, device);
+  if (binding === "capi") await holdLibrary();
   const setup: WorkerSetup = {
     folder: path,
     id: options.id ?? basename(path),
-    device: options.device ?? "cpu",
+    device,
     threads: options.threads ?? availableParallelism(),
     graph: need.graph,
     contextLength,
     chatTemplate: options.chatTemplate,
-    binding: "portable",
+    binding,
     maxBatch: options.maxBatch ?? DEFAULT_MAX_BATCH,
     maxWaiting: options.maxWaiting ?? DEFAULT_MAX_WAITING,
     maxKvBytes: need.kvBytesPerToken * contextLength + KV_SHARE * spareBytes,

@@ -1,8 +1,8 @@
 /** ONNX Runtime for an engine's worker: which binding, which provider, how many threads. */
 import type { InferenceSession } from "onnxruntime-common";
-import * as onnxRuntime from "onnxruntime-node";
 import { NibbleError } from "../errors.ts";
 import type { Ort } from "../onnx/ort.ts";
+import type { Binding } from "./binding.ts";
 
 export interface OpenSessionOptions {
   readonly device: "cpu" | "webgpu";
@@ -19,7 +19,11 @@ export function sessionOptions({ device, threads }: OpenSessionOptions): Inferen
   };
 }
 
-export const portableOrt: Ort = onnxRuntime as Ort;
+/** Loads one binding and not the other. */
+export async function ortFor(binding: Binding): Promise<Ort> {
+  if (binding === "capi") return (await import("./capi.ts")).capiOrt();
+  return (await import("onnxruntime-node")) as unknown as Ort;
+}
 
 /** A session on a graph file; errors: `engine` with the runtime's own words. */
 export async function openSession(ort: Ort, path: string, options: OpenSessionOptions): Promise<InferenceSession> {

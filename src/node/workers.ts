@@ -4,12 +4,18 @@
  */
 import { Worker, type WorkerOptions } from "node:worker_threads";
 
-/** `url` is `new URL("./name.ts", import.meta.url)`: a `.ts` file beside the caller, in the clone and in `dist` alike. */
-export function startWorker(url: URL, options: WorkerOptions = {}): Worker {
-  if (!import.meta.url.endsWith(".ts")) return new Worker(new URL(url.href.replace(/\.ts$/, ".js")), options);
+/** Source text that runs a module of this tree, given as for `startWorker`, in a thread or process of its own. */
+export function moduleEntry(url: URL): string {
+  if (!import.meta.url.endsWith(".ts")) return `import ${JSON.stringify(url.href.replace(/\.ts$/, ".js"))}`;
   // a worker does not take its parent's module hooks (Node 20), and `--import tsx` comes too late for its entry
   const entry = new URL("../../bin/typescript.js", import.meta.url);
   entry.searchParams.set("run", url.href);
+  return `import ${JSON.stringify(entry.href)}`;
+}
+
+/** `url` is `new URL("./name.ts", import.meta.url)`: a `.ts` file beside the caller, in the clone and in `dist` alike. */
+export function startWorker(url: URL, options: WorkerOptions = {}): Worker {
+  if (!import.meta.url.endsWith(".ts")) return new Worker(new URL(url.href.replace(/\.ts$/, ".js")), options);
   // through a data: URL, since a worker's own file URL loses its query
-  return new Worker(new URL(`data:text/javascript,${encodeURIComponent(`import "${entry.href}"`)}`), options);
+  return new Worker(new URL(`data:text/javascript,${encodeURIComponent(moduleEntry(url))}`), options);
 }

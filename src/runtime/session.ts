@@ -13,6 +13,9 @@ import { f16ToF32 } from "../tensor/dtypes.ts";
 /** Capacity grows by at least so many tokens: the npm binding copies the whole capacity at each step. */
 const CAPACITY_STEP = 256;
 
+/** Logits kept between steps at most, 16 MB: a batch or a guess, not every row of a scored prompt. */
+const KEPT_LOGITS = 2 ** 22;
+
 type Numbers = Float32Array | Uint16Array | Int8Array | Uint8Array;
 
 /** One input and output of the graph that carries a part of one layer's cache. */
@@ -290,8 +293,10 @@ export class DecoderSession {
     const { vocabSize, floatLogits } = this.shape;
     if (vocabSize === undefined || !floatLogits) return null;
     const size = batch * rows * vocabSize;
-    if (this.logits.length < size) this.logits = new Float32Array(size);
-    return new this.ort.Tensor("float32", this.logits.subarray(0, size), [batch, rows, vocabSize]);
+    let memory = this.logits;
+    if (memory.length < size) memory = new Float32Array(size);
+    if (size <= KEPT_LOGITS) this.logits = memory;
+    return new this.ort.Tensor("float32", memory.subarray(0, size), [batch, rows, vocabSize]);
   }
 
   async dispose(): Promise<void> {

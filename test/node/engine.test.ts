@@ -123,6 +123,18 @@ test("embeddings have length 1, and like texts are closer than unlike ones", asy
   expect(dot(vectors[0], vectors[1])).toBeGreaterThan(dot(vectors[0], vectors[2]));
 });
 
+test("both bindings say the same", async () => {
+  expect(["node-cpu", "node-cpu-capi"]).toContain(engine.info.binding);
+  for (const binding of ["portable", ...(engine.info.binding === "node-cpu-capi" ? ["capi" as const] : [])] as const) {
+    const one = await loadEngine(folder, { threads: 1, binding });
+    expect(one.info.binding).toBe(binding === "capi" ? "node-cpu-capi" : "node-cpu");
+    expect((await collect(one.generate([1], { ...greedy, maxTokens: 256 }))).tokens).toEqual(greedyFromBos);
+    const vectors = await one.embed([greedyFromBos.slice(0, 20)]);
+    expect(Math.max(...vectors[0])).toBeCloseTo(Math.max(...(await engine.embed([greedyFromBos.slice(0, 20)]))[0]), 6);
+    await one.dispose();
+  }
+});
+
 test("what the engine says of itself", () => {
   expect(engine.info).toMatchObject({
     id: "stories",

@@ -1,0 +1,412 @@
+/**
+ * ONNX Runtime's C API over koffi, on the very library that onnxruntime-node ships. Against that package's own binding:
+ * runs do not block the event loop, and outputs are written where the caller wants them, never copied (a copy of the
+ * whole KV cache per token otherwise). Implements as much of onnxruntime-common's InferenceSession as the runtime uses.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import type { InferenceSession, Tensor } from "onnxruntime-common";
+import { Tensor as CommonTensor } from "onnxruntime-common";
+import { NibbleError } from "../errors.ts";
+import { type Ort, typedArray } from "../onnx/ort.ts";
+import { decodeModel, type ValueInfoProto } from "../onnx/proto.ts";
+
+type Koffi = typeof import("koffi");
+/** koffi 3 hands pointers out as BigInt. */
+type Pointer = bigint;
+type Status = Pointer | null;
+
+/** OrtApi is a table of functions whose order never changes; these are their places (onnxruntime_c_api.h). */
+const PLACE = {
+  GetErrorMessage: 2,
+  CreateEnv: 3,
+  CreateSession: 7,
+  Run: 9,
+  CreateSessionOptions: 10,
+  SetSessionLogSeverityLevel: 22,
+  SetSessionGraphOptimizationLevel: 23,
+  SetIntraOpNumThreads: 24,
+  CreateTensorWithDataAsOrtValue: 49,
+  GetTensorMutableData: 51,
+  GetTensorElementType: 60,
+  GetDimensionsCount: 61,
+  GetDimensions: 62,
+  GetTensorTypeAndShape: 65,
+  CreateCpuMemoryInfo: 69,
+  ReleaseStatus: 93,
+  ReleaseSession: 95,
+  ReleaseValue: 96,
+  ReleaseTensorTypeAndShapeInfo: 99,
+  ReleaseSessionOptions: 100,
+  AddSessionConfigEntry: 130,
+} as const;
+/** The lowest version of the table that has all of these; a newer library still serves it. */
+const API_VERSION = 16;
+const LOG_ERROR = 3;
+const OPTIMIZE_ALL = 99;
+const ARENA_ALLOCATOR = 1;
+const DEFAULT_MEMORY = 0;
+
+/** ONNXTensorElementDataType */
+const TYPE_CODE: Readonly<Partial<Record<Tensor.Type, number>>> = {
+  float32: 1,
+  uint8: 2,
+  int8: 3,
+  int32: 6,
+  int64: 7,
+  bool: 9,
+  float16: 10,
+  float64: 11,
+};
+const TYPE_NAME = new Map(Object.entries(TYPE_CODE).map(([name, code]) => [code, name as Tensor.Type]));
+
+/** libonnxruntime inside the installed onnxruntime-node. */
+export function libraryPath(): string {
+  const main = createRequire(import.meta.url).resolve("onnxruntime-node");
+  const folder = join(dirname(main), "..", "bin", "napi-v6", process.platform, process.arch);
+  const names: Partial<Record<NodeJS.Platform, readonly string[]>> = {
+    darwin: ["libonnxruntime.1.30.0.dylib", "libonnxruntime.1.dylib", "libonnxruntime.dylib"],
+    win32: ["onnxruntime.dll"],
+  };
+  const candidates = names[process.platform] ?? ["libonnxruntime.so.1"];
+  const found = candidates.map((name) => join(folder, name)).find(existsSync);
+  if (found) return found;
+  throw new NibbleError(
+    "unsupported",
+    `onnxruntime-node has no library for ${process.platform}-${process.arch} in ${folder}.`,
+  );
+}
+
+interface Api {
+  readonly koffi: Koffi;
+  /** Held on to: koffi unloads a library whose handle is collected, whoever still calls into it. */
+  readonly library: unknown;
+  readonly call: Readonly<Record<keyof typeof PLACE, ((...args: unknown[]) => Status) & { async: AsyncCall }>>;
+  readonly env: Pointer;
+  readonly memory: Pointer;
+}
+
+type AsyncCall = (...args: unknown[]) => void;
+
+let opened: Promise<Api> | undefined;
+
+/** Opens library and function table, once per thread; errors: `unsupported` where koffi is not installed. */
+function openApi(): Promise<Api> {
+  opened ??= loadApi();
+  return opened;
+}
+
+async function loadApi(): Promise<Api> {
+  let koffi: Koffi;
+  try {
+    koffi = (await import("koffi")).default as unknown as Koffi;
+  } catch (cause) {
+    throw new NibbleError(
+      "unsupported",
+      "The fast binding needs the optional dependency koffi, which is not installed.",
+      {
+        cause,
+      },
+    );
+  }
+  const library = koffi.load(libraryPath());
+  const getBase = library.func("OrtGetApiBase", "void *", []);
+  const base = getBase() as Pointer;
+  const getApi = koffi.decode(koffi.decode(base, "void *"), koffi.proto("void *(uint32_t)")) as (v: number) => Pointer;
+  const table = getApi(API_VERSION);
+  if (!table)
+    throw new NibbleError("unsupported", `${libraryPath()} does not serve version ${API_VERSION} of its C API.`);
+  const path = process.platform === "win32" ? "str16" : "str";
+  const signatures: Readonly<Record<keyof typeof PLACE, string>> = {
+    GetErrorMessage: "str (void *)",
+    CreateEnv: "void *(int, str, _Out_ void **)",
+    CreateSession: `void *(void *, ${path}, void *, _Out_ void **)`,
+    Run: "void *(void *, void *, void *, void *, size_t, void *, size_t, void *)",
+    CreateSessionOptions: "void *(_Out_ void **)",
+    SetSessionLogSeverityLevel: "void *(void *, int)",
+    SetSessionGraphOptimizationLevel: "void *(void *, int)",
+    SetIntraOpNumThreads: "void *(void *, int)",
+    CreateTensorWithDataAsOrtValue: "void *(void *, void *, size_t, void *, size_t, int, _Out_ void **)",
+    GetTensorMutableData: "void *(void *, _Out_ void **)",
+    GetTensorElementType: "void *(void *, _Out_ int *)",
+    GetDimensionsCount: "void *(void *, _Out_ size_t *)",
+    GetDimensions: "void *(void *, void *, size_t)",
+    GetTensorTypeAndShape: "void *(void *, _Out_ void **)",
+    CreateCpuMemoryInfo: "void *(int, int, _Out_ void **)",
+    ReleaseStatus: "void (void *)",
+    ReleaseSession: "void (void *)",
+    ReleaseValue: "void (void *)",
+    ReleaseTensorTypeAndShapeInfo: "void (void *)",
+    ReleaseSessionOptions: "void (void *)",
+    AddSessionConfigEntry: "void *(void *, str, str)",
+  };
+  const pointerSize = 8;
+  const call = Object.fromEntries(
+    Object.entries(PLACE).map(([name, place]) => {
+      const address = koffi.decode(table, place * pointerSize, "void *") as Pointer;
+      return [name, koffi.decode(address, koffi.proto(signatures[name as keyof typeof PLACE]))];
+    }),
+  ) as Api["call"];
+  const api = { koffi, library, call } as { -readonly [K in keyof Api]: Api[K] };
+  api.env = out(api, (slot) => call.CreateEnv(LOG_ERROR, "nibble", slot));
+  api.memory = out(api, (slot) => call.CreateCpuMemoryInfo(ARENA_ALLOCATOR, DEFAULT_MEMORY, slot));
+  return api;
+}
+
+const held: unknown[] = [];
+
+/** Keeps the library loaded for as long as the process lives, though workers that use it come and go. */
+export async function holdLibrary(): Promise<void> {
+  if (held.length === 0) held.push((await import("koffi")).default.load(libraryPath()));
+}
+
+/** Throws what a status says and frees it. */
+function check({ call }: Pick<Api, "call">, status: Status): void {
+  if (!status) return;
+  const message = (call.GetErrorMessage as unknown as (status: Status) => string)(status);
+  call.ReleaseStatus(status);
+  throw new Error(message);
+}
+
+/** The value that a function leaves in its last parameter. */
+function out<T = Pointer>(api: Pick<Api, "call">, run: (slot: [T | null]) => Status): T {
+  const slot: [T | null] = [null];
+  check(api, run(slot));
+  return slot[0] as T;
+}
+
+export async function capiOrt(): Promise<Ort> {
+  const api = await openApi();
+  const create = async (model: string | Uint8Array, options?: InferenceSession.SessionOptions) => {
+    if (typeof model !== "string") throw new NibbleError("unsupported", "The fast binding opens graphs by their path.");
+    return openCapiSession(api, model, options) as unknown as InferenceSession;
+  };
+  return { InferenceSession: { create }, Tensor: CommonTensor as unknown as Ort["Tensor"] };
+}
+
+async function openCapiSession(
+  api: Api,
+  path: string,
+  { intraOpNumThreads, extra }: InferenceSession.SessionOptions = {},
+): Promise<CapiSession> {
+  const { call } = api;
+  const options = out(api, (slot) => call.CreateSessionOptions(slot));
+  try {
+    check(api, call.SetSessionLogSeverityLevel(options, LOG_ERROR));
+    check(api, call.SetSessionGraphOptimizationLevel(options, OPTIMIZE_ALL));
+    if (intraOpNumThreads !== undefined) check(api, call.SetIntraOpNumThreads(options, intraOpNumThreads));
+    for (const [key, value] of Object.entries(extra ?? {})) {
+      check(api, call.AddSessionConfigEntry(options, key, String(value)));
+    }
+    const slot: [Pointer | null] = [null];
+    const status = await new Promise<Status>((resolve, reject) =>
+      call.CreateSession.async(api.env, path, options, slot, (error: unknown, result: Status) =>
+        error ? reject(error) : resolve(result),
+      ),
+    );
+    check(api, status);
+    return new CapiSession(api, slot[0] as Pointer, path);
+  } finally {
+    call.ReleaseSessionOptions(options);
+  }
+}
+
+/**
+ * An array of pointers at a known address: an asynchronous call of koffi copies a typed array going in and brings
+ * nothing back, an address it takes as it is. The memory is V8's (64 bytes or more: outside its moving heap).
+ */
+class PointerTable {
+  readonly entries: BigUint64Array;
+  readonly address: Pointer;
+
+  constructor(koffi: Koffi, length: number) {
+    this.entries = new BigUint64Array(Math.max(8, length));
+    this.address = koffi.address(this.entries);
+  }
+}
+
+/** Null-terminated copies of names. */
+class NativeNames {
+  private readonly addresses = new Map<string, Pointer>();
+  private readonly bytes: Uint8Array;
+
+  constructor(koffi: Koffi, names: readonly string[]) {
+    const encoded = names.map((name) => new TextEncoder().encode(`${name}\0`));
+    this.bytes = new Uint8Array(encoded.reduce((sum, { length }) => sum + length, 64));
+    const start = koffi.address(this.bytes);
+    let offset = 0;
+    for (const [i, name] of names.entries()) {
+      this.bytes.set(encoded[i], offset);
+      this.addresses.set(name, start + BigInt(offset));
+      offset += encoded[i].length;
+    }
+  }
+
+  address(name: string): Pointer {
+    const address = this.addresses.get(name);
+    if (address === undefined) throw new NibbleError("engine", `The graph has no input or output ${name}.`);
+    return address;
+  }
+}
+
+type Feeds = Readonly<Record<string, Tensor>>;
+type Fetches = Readonly<Record<string, Tensor | null>> | readonly string[];
+
+class CapiSession {
+  readonly inputNames: readonly string[];
+  readonly outputNames: readonly string[];
+  readonly inputMetadata: readonly InferenceSession.ValueMetadata[];
+  readonly outputMetadata: readonly InferenceSession.ValueMetadata[];
+  private readonly names: NativeNames;
+  /** Arguments of Run: names and values of inputs, names and values of outputs. */
+  private readonly tables: Readonly<Record<"inputNames" | "inputs" | "outputNames" | "outputs", PointerTable>>;
+  private running: Promise<unknown> = Promise.resolve();
+  private released = false;
+
+  constructor(
+    private readonly api: Api,
+    private readonly session: Pointer,
+    path: string,
+  ) {
+    // the graph file says the same as the library would, without twenty more functions
+    const { graph } = decodeModel(readFileSync(path));
+    const stored = new Set(graph.initializer.map(({ name }) => name));
+    this.inputMetadata = graph.input.filter(({ name }) => !stored.has(name)).map(metadata);
+    this.outputMetadata = graph.output.map(metadata);
+    this.inputNames = this.inputMetadata.map(({ name }) => name);
+    this.outputNames = this.outputMetadata.map(({ name }) => name);
+    const { koffi } = api;
+    this.names = new NativeNames(koffi, [...this.inputNames, ...this.outputNames]);
+    this.tables = {
+      inputNames: new PointerTable(koffi, this.inputNames.length),
+      inputs: new PointerTable(koffi, this.inputNames.length),
+      outputNames: new PointerTable(koffi, this.outputNames.length),
+      outputs: new PointerTable(koffi, this.outputNames.length),
+    };
+  }
+
+  /** Outputs whose tensor is given are written there; the others come as new tensors. */
+  run(feeds: Feeds, fetches: Fetches = this.outputNames): Promise<Record<string, Tensor>> {
+    const wanted: Feeds | Record<string, null> = Array.isArray(fetches)
+      ? Object.fromEntries(fetches.map((name: string) => [name, null]))
+      : (fetches as Feeds);
+    const result = this.running.then(() => this.runNow(feeds, wanted as Record<string, Tensor | null>));
+    this.running = result.catch(() => undefined);
+    return result;
+  }
+
+  private async runNow(feeds: Feeds, fetches: Record<string, Tensor | null>): Promise<Record<string, Tensor>> {
+    if (this.released) throw new NibbleError("engine", "The session was released.");
+    const { api, session } = this;
+    const { call } = api;
+    const values = new Map<Tensor, Pointer>();
+    const nativeValue = (tensor: Tensor): Pointer => {
+      let value = values.get(tensor);
+      if (value === undefined) {
+        value = createValue(api, tensor);
+        values.set(tensor, value);
+      }
+      return value;
+    };
+    const inputNames = Object.keys(feeds);
+    const outputNames = Object.keys(fetches);
+    const { tables } = this;
+    const outputs = tables.outputs.entries;
+    const made: Pointer[] = [];
+    try {
+      for (const [i, name] of inputNames.entries()) {
+        tables.inputNames.entries[i] = this.names.address(name);
+        tables.inputs.entries[i] = nativeValue(feeds[name]);
+      }
+      for (const [i, name] of outputNames.entries()) {
+        tables.outputNames.entries[i] = this.names.address(name);
+        outputs[i] = fetches[name] ? nativeValue(fetches[name]) : 0n; // 0: the library makes one
+      }
+      const status = await new Promise<Status>((resolve, reject) =>
+        call.Run.async(
+          session,
+          null,
+          tables.inputNames.address,
+          tables.inputs.address,
+          inputNames.length,
+          tables.outputNames.address,
+          outputNames.length,
+          tables.outputs.address,
+          (error: unknown, result: Status) => (error ? reject(error) : resolve(result)),
+        ),
+      );
+      for (const [i, name] of outputNames.entries()) if (!fetches[name] && outputs[i]) made.push(outputs[i]);
+      check(api, status);
+      return Object.fromEntries(
+        outputNames.map((name, i) => [name, fetches[name] ?? readValue(api, outputs[i])] as const),
+      );
+    } finally {
+      for (const value of [...values.values(), ...made]) call.ReleaseValue(value);
+    }
+  }
+
+  async release(): Promise<void> {
+    if (this.released) return;
+    this.released = true;
+    await this.running;
+    this.api.call.ReleaseSession(this.session);
+  }
+}
+
+/** A value on the tensor's own memory. */
+function createValue(api: Api, { type, data, dims }: Tensor): Pointer {
+  const shape = BigInt64Array.from(dims, BigInt);
+  const bytes = data as Uint8Array;
+  // an empty cache has no memory; the library wants an address all the same
+  const memory = bytes.byteLength > 0 ? bytes : new Uint8Array(8);
+  return out(api, (slot) =>
+    api.call.CreateTensorWithDataAsOrtValue(
+      api.memory,
+      memory,
+      bytes.byteLength,
+      shape,
+      dims.length,
+      TYPE_CODE[type] ?? 0,
+      slot,
+    ),
+  );
+}
+
+/** A tensor with a copy of what the library made. */
+function readValue(api: Api, value: Pointer): Tensor {
+  const { call, koffi } = api;
+  const info = out(api, (slot) => call.GetTensorTypeAndShape(value, slot));
+  try {
+    const code = out<number>(api, (slot) => call.GetTensorElementType(info, slot));
+    const rank = Number(out<number>(api, (slot) => call.GetDimensionsCount(info, slot)));
+    const shape = new BigInt64Array(rank);
+    check(api, call.GetDimensions(info, shape, rank));
+    const dims = Array.from(shape, Number);
+    const type = TYPE_NAME.get(code);
+    if (!type) throw new NibbleError("unsupported", `An output of element type ${code}.`);
+    const data = typedArray(
+      type,
+      dims.reduce((product, dim) => product * dim, 1),
+    ) as Uint8Array;
+    if (data.byteLength > 0) {
+      // a copy: V8 does not survive views on memory that is freed and handed out again
+      const memory = out(api, (slot) => call.GetTensorMutableData(value, slot));
+      new Uint8Array(data.buffer).set(koffi.decode(memory, koffi.array("uint8_t", data.byteLength, "Typed")));
+    }
+    return new CommonTensor(type, data as never, dims) as Tensor;
+  } finally {
+    call.ReleaseTensorTypeAndShapeInfo(info);
+  }
+}
+
+function metadata({ name, type }: ValueInfoProto): InferenceSession.ValueMetadata {
+  const tensor = type?.tensorType;
+  const dims = tensor?.shape?.dim ?? [];
+  return {
+    name,
+    isTensor: true,
+    type: TYPE_NAME.get(tensor?.elemType ?? 0) ?? "float32",
+    shape: dims.map((dim) => (dim.dimParam ? dim.dimParam : Number(dim.dimValue ?? 0))),
+  };
+}
