@@ -115,11 +115,19 @@ export function foldedMoment(H: Float64Array, source: Int32Array, scales: Float6
 
 /** Ŵ diag(1/t): what a folded, quantized matrix does to inputs that were not divided. */
 export function unfoldedValues(quantized: QuantizedMatrix, source: Int32Array, scales: Float64Array): Float32Array {
-  const { rows, cols } = quantized;
-  const values = dequantize(quantized);
+  return unfoldColumns(dequantize(quantized), source, scales);
+}
+
+/** A matrix (any number of rows) times diag(1/t), in place. */
+export function unfoldColumns<T extends Float32Array | Float64Array>(
+  values: T,
+  source: Int32Array,
+  scales: Float64Array,
+): T {
+  const cols = source.length;
   const inverse = Float64Array.from(source, (channel) => 1 / scales[channel]);
-  for (let row = 0; row < rows; row++) {
-    for (let c = 0; c < cols; c++) values[row * cols + c] *= inverse[c];
+  for (let row = 0; row < values.length; row += cols) {
+    for (let c = 0; c < cols; c++) values[row + c] *= inverse[c];
   }
   return values;
 }

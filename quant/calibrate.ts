@@ -9,6 +9,7 @@ export class SecondMoment {
   private readonly sum: Float64Array;
   private readonly drift: Float64Array | undefined;
   private readonly abs: Float64Array;
+  private residual: Float64Array | undefined;
   private tokens = 0;
 
   constructor(
@@ -21,8 +22,11 @@ export class SecondMoment {
     this.drift = withDrift ? new Float64Array(cols * cols) : undefined;
   }
 
-  /** X (tokens, cols) from the quantized prefix, XFloat the same tokens from the float one. */
-  async add(X: Float32Array, XFloat?: Float32Array): Promise<void> {
+  /**
+   * X (tokens, cols) from the quantized prefix; `float` the same tokens from the float one. `residual`: how far the
+   * quantized residual stream (tokens, rows) is from the float one.
+   */
+  async add(X: Float32Array, float?: Float32Array, residual?: Float32Array): Promise<void> {
     const { cols, sum, abs, drift } = this;
     const tokens = X.length / cols;
     if (tokens === 0) return; // an expert that no token of this batch was routed to
@@ -31,10 +35,18 @@ export class SecondMoment {
     for (let at = 0; at < X.length; at += cols) {
       for (let c = 0; c < cols; c++) abs[c] += Math.abs(X[at + c]);
     }
-    if (drift && XFloat) {
-      const delta = XFloat.map((x, i) => x - X[i]);
+    // routed experts may see other tokens in the two prefixes; there is nothing to compare then
+    if (drift && float && float.length === X.length) {
+      const delta = new Float32Array(X.length);
+      for (let i = 0; i < delta.length; i++) delta[i] = float[i] - X[i];
       const dXX = await this.products.f32(delta, X, { m: cols, k: tokens, n: cols, transA: true });
       for (let i = 0; i < drift.length; i++) drift[i] += dXX[i];
+    }
+    if (residual && residual.length % tokens === 0) {
+      const rows = residual.length / tokens;
+      const dRX = await this.products.f32(residual, X, { m: rows, k: tokens, n: cols, transA: true });
+      this.residual ??= new Float64Array(rows * cols);
+      for (let i = 0; i < dRX.length; i++) this.residual[i] += dRX[i];
     }
     this.tokens += tokens;
   }
@@ -47,6 +59,7 @@ export class SecondMoment {
       H: mean(this.sum),
       meanAbs: mean(this.abs),
       dXX: this.drift && mean(this.drift),
+      dRX: this.residual && mean(this.residual),
     };
   }
 }

@@ -13,7 +13,7 @@
 import { inverseCholeskyUpper, type MatrixProducts } from "../src/tensor/linalg.ts";
 import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { fitGrid, type GridRule, type MatrixGrid, rangeRule, roundEven, searchGrid } from "./grid.ts";
-import { rowLosses } from "./loss.ts";
+import { type Drift, rowLosses } from "./loss.ts";
 import { rtnMatrix } from "./rtn.ts";
 import type { GridSpec, InputStatistics, Matrix } from "./types.ts";
 
@@ -48,13 +48,12 @@ export async function gptqMatrix(
 
   const visit = visitOrder(diagonal, order); // visit[step] = column
   const U = await inverseCholeskyUpper(permuted(H, visit, damping * meanDiagonal), cols, products);
-  const dXX = asymmetry > 0 ? statistics.dXX : undefined;
-  const target = dXX ? await driftCompensated(W, U, dXX, visit, asymmetry, products) : W;
+  const drift = asymmetry > 0 && statistics.dXX ? { ...statistics, dXX: statistics.dXX, asymmetry } : undefined;
+  const target = drift ? await driftCompensated(W, U, drift, visit, products) : W;
   const grid = fitGrid(target, spec, rule, diagonal);
   const swept = await sweep(target, spec, grid, U, visit, products);
 
   // GPTQ is greedy: a row may come out worse than by plain rounding, and is then rounded plainly
-  const drift = dXX && { dXX, asymmetry };
   const lossOf = (quantized: QuantizedMatrix) => rowLosses(W, quantized, H, products, drift);
   return betterRows(swept, nearest, await lossOf(swept), await lossOf(nearest));
 }
@@ -84,20 +83,23 @@ function permuted(H: Float64Array, visit: Int32Array, lambda: number): Float64Ar
 async function driftCompensated(
   W: Matrix,
   U: Float64Array,
-  dXX: Float64Array,
+  { dXX, dRX, asymmetry }: Drift,
   visit: Int32Array,
-  asymmetry: number,
   products: MatrixProducts,
 ): Promise<Matrix> {
   const { rows, cols } = W;
-  const upper = await products.f64(permuted(dXX, visit, 0), U, { m: cols, k: cols, n: cols, transB: true });
+  const square = { m: cols, k: cols, n: cols };
+  const tall = { m: rows, k: cols, n: cols };
+  const upper = await products.f64(permuted(dXX, visit, 0), U, { ...square, transB: true });
   for (let q = 0; q < cols; q++) upper.fill(0, q * cols, q * cols + q + 1);
-  const P = await products.f64(upper, U, { m: cols, k: cols, n: cols });
-  const ordered = new Float64Array(rows * cols);
-  for (let row = 0; row < rows; row++) {
-    for (let step = 0; step < cols; step++) ordered[row * cols + step] = W.data[row * cols + visit[step]];
+  const P = await products.f64(upper, U, square);
+  const moved = await products.f64(inOrder(W.data, visit), P, tall);
+  if (dRX) {
+    // what the residual stream lacks, as far as these inputs tell it: dRX (H + λI)⁻¹, A⁻¹ = Uᵀ U
+    const half = await products.f64(inOrder(dRX, visit), U, { ...tall, transB: true });
+    const lacking = await products.f64(half, U, tall);
+    for (let i = 0; i < moved.length; i++) moved[i] += lacking[i];
   }
-  const moved = await products.f64(ordered, P, { m: rows, k: cols, n: cols });
   const data = W.data.slice();
   for (let row = 0; row < rows; row++) {
     for (let step = 0; step < cols; step++) {
@@ -105,6 +107,16 @@ async function driftCompensated(
     }
   }
   return { rows, cols, data };
+}
+
+/** (rows, cols) with its columns in visiting order. */
+function inOrder(values: ArrayLike<number>, visit: Int32Array): Float64Array {
+  const cols = visit.length;
+  const out = new Float64Array(values.length);
+  for (let row = 0; row < values.length; row += cols) {
+    for (let step = 0; step < cols; step++) out[row + step] = values[row + visit[step]];
+  }
+  return out;
 }
 
 /** Algorithm 1 on a fixed grid: the codes after every column has been rounded and its error passed on. */

@@ -6,12 +6,13 @@ import type { Matrix } from "./types.ts";
 /** GPTAQ's objective asks for W X_float instead of W X. */
 export interface Drift {
   readonly dXX: Float64Array;
+  readonly dRX?: Float64Array;
   readonly asymmetry: number;
 }
 
 /**
- * (rows) mean square of each output feature's error: D H Dᵀ with D = W - Ŵ; with drift, plus 2 asymmetry (W dXX) Dᵀ,
- * which is the mean square of W X_float - Ŵ X less a constant.
+ * (rows) mean square of each output feature's error: D H Dᵀ with D = W - Ŵ; with drift, plus
+ * 2 asymmetry (W dXX + dRX) Dᵀ, which is the mean square of W X_float - Ŵ X less a constant.
  */
 export async function rowLosses(
   W: Matrix,
@@ -31,7 +32,7 @@ export async function rowLosses(
     let loss = 0;
     for (let i = row * cols; i < (row + 1) * cols; i++) {
       loss += D[i] * DH[i];
-      if (WdXX && drift) loss += 2 * drift.asymmetry * D[i] * WdXX[i];
+      if (WdXX && drift) loss += 2 * drift.asymmetry * D[i] * (WdXX[i] + (drift.dRX?.[i] ?? 0));
     }
     losses[row] = loss;
   }

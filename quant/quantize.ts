@@ -18,7 +18,7 @@ import type { Ort } from "../src/onnx/ort.ts";
 import type { OnProgress } from "../src/progress.ts";
 import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
-import { type Fold, foldColumns, foldedMoment, searchFold, unfoldedValues } from "./awq.ts";
+import { type Fold, foldColumns, foldedMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
 import { type Activations, BlockRunner, type OpenBlock } from "./block-runner.ts";
 import { SecondMoment } from "./calibrate.ts";
 import { gptqMatrix } from "./gptq.ts";
@@ -206,12 +206,14 @@ class SiteWalk {
     batches: readonly Activations[],
     float: readonly Activations[] | undefined,
   ): Promise<InputStatistics> {
+    const { residual } = this.block.segments[index];
     const tap = this.block.segments[index].tap!;
     const cols = this.block.weight(this.block.sites[index][0]).shape[1];
     const moment = new SecondMoment(cols, this.tools.products, float !== undefined);
     await this.runSegment(index, batches, float, async (batch, reference) => {
       const started = performance.now();
-      await moment.add(floatsOf(batch, tap), reference && floatsOf(reference, tap));
+      const behind = reference && residual && difference(floatsOf(reference, residual), floatsOf(batch, residual));
+      await moment.add(floatsOf(batch, tap), reference && floatsOf(reference, tap), behind || undefined);
       this.tools.onTime?.("moments", performance.now() - started);
     });
     return moment.statistics();
@@ -235,6 +237,7 @@ class SiteWalk {
             ...measured,
             H: foldedMoment(measured.H, fold.source, fold.scales),
             dXX: measured.dXX && foldedMoment(measured.dXX, fold.source, fold.scales),
+            dRX: measured.dRX && unfoldColumns(measured.dRX, fold.source, fold.scales),
           }
         : measured;
     started = performance.now();
@@ -298,6 +301,12 @@ class SiteWalk {
     if (!made) throw new NibbleError("unsupported", `${name} runs after the linears that its outputs feed.`);
     this.record.linears.set(name, { ...made, rowScales: scales });
   }
+}
+
+function difference(a: Float32Array, b: Float32Array): Float32Array {
+  const out = new Float32Array(a.length);
+  for (let i = 0; i < out.length; i++) out[i] = a[i] - b[i];
+  return out;
 }
 
 const floatsOf = (batch: Activations, name: string) => batch.get(name)!.data as Float32Array;

@@ -19,7 +19,12 @@ export interface Segment {
   readonly weights: readonly string[];
   /** The input of the site that this segment ends at; undefined for the last one. */
   readonly tap: string | undefined;
+  /** The activation that the site's only linear is added to, where it is: the residual stream. */
+  readonly residual: string | undefined;
 }
+
+/** Operators whose first two inputs are added. */
+const SUMS = new Set(["Add", "SkipSimplifiedLayerNormalization"]);
 
 /** `block` was made with `weightInputName`; its first input is `hidden_states`. */
 export function cutAtSites({ graph, builder, input, output }: BlockGraph): Segment[] {
@@ -77,6 +82,23 @@ export function cutAtSites({ graph, builder, input, output }: BlockGraph): Segme
     return { nodes, reads };
   });
 
+  /** Follows a site's one product through its bias to the sum with something computed before. */
+  const residualOf = (index: number): string | undefined => {
+    if (sites[index]?.linears.length !== 1) return undefined;
+    const weight = [...siteOfWeight].find(
+      ([name, site]) => site === index && builder.weightInputs.get(name)?.tensor.endsWith(".weight"),
+    )?.[0];
+    let made = graph.nodes.find((node) => weight !== undefined && node.inputs.includes(weight))?.outputs[0];
+    while (made !== undefined) {
+      const users = graph.nodes.filter((node) => node.inputs.includes(made!));
+      if (users.length !== 1 || !SUMS.has(users[0].opType)) return undefined;
+      const other = users[0].inputs[0] === made ? users[0].inputs[1] : users[0].inputs[0];
+      if (!siteOfWeight.has(other)) return (segmentOf.get(other) ?? index + 1) <= index ? other : undefined;
+      made = users[0].outputs[0];
+    }
+    return undefined;
+  };
+
   return parts.map(({ nodes, reads }, index) => {
     const part = new Graph(`${graph.name}.${index}`);
     const made = new Set([...nodes].flatMap((node) => node.outputs));
@@ -98,6 +120,7 @@ export function cutAtSites({ graph, builder, input, output }: BlockGraph): Segme
       writes,
       weights: [...siteOfWeight.keys()].filter((name) => wanted.has(name)),
       tap: index < sites.length ? ends[index] : undefined,
+      residual: residualOf(index),
     };
   });
 }

@@ -29,6 +29,11 @@ export interface InputStatistics {
   readonly meanAbs?: Float64Array;
   /** (cols, cols) (X_float - X)ᵀ X / tokens, X_float from the unquantized prefix: GPTAQ's asymmetric term. */
   readonly dXX?: Float64Array;
+  /**
+   * (rows, cols) (R_float - R)ᵀ X / tokens, R the residual stream that the linear's output is added to: what earlier
+   * layers left undone and these inputs can make good.
+   */
+  readonly dRX?: Float64Array;
 }
 
 /** Scales as 32-bit floats. */
