@@ -1,0 +1,95 @@
+/** Constrained decoding: a grammar and a tokenizer give, after every token, the set of tokens that may follow. */
+import { NibbleError } from "../errors.ts";
+import type { GrammarSpec, TokenConstraint } from "../runtime/engine.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { parseGrammar } from "./ebnf.ts";
+import { anyObject, schemaToGrammar } from "./json-schema.ts";
+import { DEAD, Machine } from "./machine.ts";
+import type { Node } from "./nodes.ts";
+import { parseRegex } from "./regex.ts";
+import { type Vocabulary, vocabularyOf } from "./vocabulary.ts";
+
+/** Masks kept per grammar: 256 of 152k tokens are 5 MB. */
+const MASK_CACHE = 256;
+/** A machine that has grown beyond this is made anew for the next answer. */
+const RENEW_STATES = 50_000;
+
+export interface CompiledGrammar {
+  /** At the beginning of an answer; one grammar serves many answers. */
+  start(): TokenConstraint;
+}
+
+/** Compiles a grammar for a tokenizer; errors: `bad_option` for what is malformed, `unsupported` for what is left out. */
+export function compileGrammar(spec: GrammarSpec, tokenizer: Tokenizer): CompiledGrammar {
+  return compileNode(grammarNode(spec), tokenizer);
+}
+
+/** The same for a grammar put together from nodes (tool calls). */
+export function compileNode(root: Node, tokenizer: Tokenizer): CompiledGrammar {
+  const vocabulary = vocabularyOf(tokenizer);
+  let machine = new Machine(root);
+  if (machine.start === DEAD)
+    throw new NibbleError("bad_option", "The grammar matches nothing: no answer could satisfy it.");
+  let masks = new Map<number, Uint32Array>();
+  return {
+    start() {
+      if (machine.stateCount > RENEW_STATES) {
+        machine = new Machine(root);
+        masks = new Map();
+      }
+      return new GrammarConstraint(machine, masks, vocabulary);
+    },
+  };
+}
+
+/** A grammar as a node. */
+export function grammarNode(spec: GrammarSpec): Node {
+  switch (spec.kind) {
+    case "json_schema":
+      return schemaToGrammar(spec.schema);
+    case "json_object":
+      return anyObject();
+    case "regex":
+      return parseRegex(spec.pattern, "whole");
+    case "ebnf":
+      return parseGrammar(spec.grammar);
+  }
+}
+
+class GrammarConstraint implements TokenConstraint {
+  #state: number;
+  readonly #machine: Machine;
+  readonly #masks: Map<number, Uint32Array>;
+  readonly #vocabulary: Vocabulary;
+
+  constructor(machine: Machine, masks: Map<number, Uint32Array>, vocabulary: Vocabulary) {
+    this.#machine = machine;
+    this.#masks = masks;
+    this.#vocabulary = vocabulary;
+    this.#state = machine.start;
+  }
+
+  get done(): boolean {
+    return this.#machine.accepts(this.#state);
+  }
+
+  /** Includes the end-of-sequence tokens where the text is whole. Read it before the next call. */
+  allowed(): Uint32Array {
+    let mask = this.#masks.get(this.#state);
+    if (mask === undefined) {
+      mask = this.#vocabulary.mask(this.#machine, this.#state);
+      if (this.done) for (const id of this.#vocabulary.eosIds) mask[id >>> 5] |= 1 << (id & 31);
+      if (this.#masks.size >= MASK_CACHE) this.#masks.delete(this.#masks.keys().next().value!);
+      this.#masks.set(this.#state, mask);
+    }
+    return mask;
+  }
+
+  accept(id: number): void {
+    if (this.done && this.#vocabulary.eosIds.includes(id)) return;
+    let state = this.#vocabulary.isSpecial(id) ? DEAD : this.#state;
+    for (const byte of this.#vocabulary.bytesOf(id)) state = this.#machine.next(state, byte);
+    if (state === DEAD) throw new NibbleError("engine", `Token ${id} is not allowed by the grammar at this place.`);
+    this.#state = state;
+  }
+}

@@ -1,0 +1,148 @@
+import { describe, expect, test } from "vitest";
+import { compileGrammar } from "../../src/grammar/grammar.ts";
+import type { GrammarSpec } from "../../src/runtime/engine.ts";
+import { accepts, allowedIds, byteTokenizer, random, randomWalk } from "./walk.ts";
+
+const tokenizer = byteTokenizer(["hello", '{"', '":', '", "', "ab", "abc", "é", "12"]);
+const takes = (spec: GrammarSpec, text: string) => accepts(compileGrammar(spec, tokenizer).start(), tokenizer, text);
+
+describe("regular expressions", () => {
+  const patterns = [
+    "abc",
+    "a|bc|",
+    "[a-c]+x?",
+    "(ab){2,3}",
+    "\\d{3}-\\w+",
+    "[^a-y\\n]",
+    "é*[à-ü]",
+    "\\u00e9|\\x41",
+    "(?:a(?:b|c)*)+",
+    ".{2}",
+    "\\p{Lu}\\p{Ll}?",
+    "[\\w.-]+@x",
+  ];
+  const texts = [
+    "",
+    "a",
+    "abc",
+    "bc",
+    "ab",
+    "abab",
+    "ababab",
+    "abababab",
+    "123-x_9",
+    "z",
+    "b\n",
+    "é",
+    "éé",
+    "à",
+    "A",
+    "abcabx",
+    "xx",
+    "x\n",
+    "Éa",
+    "a.b@x",
+    "中文",
+    "😀",
+  ];
+  test.each(patterns)("%s accepts what RegExp accepts whole", (pattern) => {
+    for (const text of texts)
+      expect(takes({ kind: "regex", pattern }, text), text).toBe(new RegExp(`^(?:${pattern})$`, "u").test(text));
+  });
+  test.each(["(?=a)b", "(a)\\1", "\\bword", "a^b", "(?<!a)b"])("%s is refused", (pattern) => {
+    expect(() => compileGrammar({ kind: "regex", pattern }, tokenizer)).toThrow(
+      expect.objectContaining({ code: "unsupported" }),
+    );
+  });
+  test("a malformed pattern is a bad option", () => {
+    expect(() => compileGrammar({ kind: "regex", pattern: "(" }, tokenizer)).toThrow(
+      expect.objectContaining({ code: "bad_option" }),
+    );
+  });
+  test("random walks match the pattern", () => {
+    const pattern = "(?:[A-Z][a-z]{2,5} ?){1,4}[.!?]|\\d{1,3}(?:\\.\\d+)?%";
+    const compiled = compileGrammar({ kind: "regex", pattern }, tokenizer);
+    const next = random(1);
+    for (let i = 0; i < 100; i++)
+      expect(randomWalk(compiled.start(), tokenizer, next)).toMatch(new RegExp(`^(?:${pattern})$`, "u"));
+  });
+});
+
+describe("grammars as text", () => {
+  const gbnf = `
+# a list of moves
+root   ::= move (", " move)* "\\n"?
+move   ::= piece? [a-h] [1-8] | castle
+piece  ::= [NBRQK]
+castle ::= "O-O" "-O"?
+`;
+  test.each([
+    ["e4", true],
+    ["Nf3, O-O-O\n", true],
+    ["O-O, ", false],
+    ["i4", false],
+  ])("GBNF takes %j: %s", (text, taken) => {
+    expect(takes({ kind: "ebnf", grammar: gbnf }, text)).toBe(taken);
+  });
+
+  const lark = `
+start: expr
+?expr: term (("+" | "-") term)*
+term: NUMBER -> number
+    | "(" expr ")"   // nested
+NUMBER: /[0-9]+(\\.[0-9]+)?/
+`;
+  test.each([
+    ["1+2.5-(3+4)", true],
+    ["(1", false],
+    ["1.", false],
+    ["((((1))))", true],
+  ])("Lark takes %j: %s", (text, taken) => {
+    expect(takes({ kind: "ebnf", grammar: lark }, text)).toBe(taken);
+  });
+
+  test.each([
+    ['root ::= root "a" | "b"', "left-recursive"],
+    ["root ::= other", "not defined"],
+    ['a ::= "x"', "root"],
+    ['root ::= "a\nb"', "line 1"],
+    ['root ::= ("a"', '")"'],
+    ["%import common.WS\nstart: WS", "%import"],
+    ['root ::= "a" [z-a]', "upside down"],
+  ])("%s is refused, saying %s", (grammar, message) => {
+    expect(() => compileGrammar({ kind: "ebnf", grammar }, tokenizer)).toThrow(message);
+  });
+
+  test("a repetition of a nullable item ends", () => {
+    const grammar = 'root ::= ("a"? "b"?)* "c"';
+    expect(takes({ kind: "ebnf", grammar }, "abbac")).toBe(true);
+    expect(takes({ kind: "ebnf", grammar }, "c")).toBe(true);
+    expect(takes({ kind: "ebnf", grammar }, "ca")).toBe(false);
+  });
+});
+
+test("a mask allows exactly the tokens whose bytes the grammar can read", () => {
+  const constraint = compileGrammar({ kind: "regex", pattern: "abc?d|ab1[0-9]" }, tokenizer).start();
+  const shown = () => allowedIds(constraint.allowed()).map((id) => new TextDecoder().decode(tokenizer.tokenBytes(id)));
+  expect(shown()).toEqual(["a", "ab", "abc"]);
+  constraint.accept(257 + 3); // "ab"
+  expect(shown()).toEqual(["1", "c", "d", "12"]);
+});
+
+test("a token outside the mask is an error, and the end token is taken when the text is whole", () => {
+  const constraint = compileGrammar({ kind: "regex", pattern: "a" }, tokenizer).start();
+  expect(() => constraint.accept(98)).toThrow(expect.objectContaining({ code: "engine" }));
+  constraint.accept(97);
+  expect(constraint.done).toBe(true);
+  expect(allowedIds(constraint.allowed())).toEqual([tokenizer.eosIds[0]]);
+  constraint.accept(tokenizer.eosIds[0]);
+});
+
+test("two answers from one compiled grammar do not disturb each other", () => {
+  const compiled = compileGrammar({ kind: "regex", pattern: "ab|cd" }, tokenizer);
+  const [one, other] = [compiled.start(), compiled.start()];
+  one.accept(97);
+  other.accept(99);
+  expect(allowedIds(one.allowed())).toEqual([98]);
+  expect(allowedIds(other.allowed())).toEqual([100]);
+});
