@@ -29,7 +29,7 @@ test("the int8 cache shares the weights, takes a quarter of the memory and hardl
   const [float, int8] = await Promise.all([manifest.graph, path].map((graph) => describeGraph(out.written, graph)));
   expect(int8.kvBytesPerToken * 4).toBe(float.kvBytesPerToken);
   expect(Object.keys(made.files).filter((name) => name.includes("onnx_data"))).toHaveLength(1);
-  const { drift, calibrationTokens } = made.kv?.["kv-int8"] as {
+  const { drift, calibrationTokens } = made.kv!["kv-int8"] as {
     drift: { kl: { mean: number } };
     calibrationTokens: number;
   };
