@@ -58,7 +58,12 @@ interface Case {
   readonly logits: Float32Array;
 }
 
-/** Feeds a graph a prompt and steps; the same source runs in Node and, as text, in the page. */
+/** A page that can import: a test runner rewrites import() in functions that are sent there. */
+const PAGE = '<!doctype html><title>families</title><script type="module">window.load = (url) => import(url);</script>';
+declare const load: (url: string) => Promise<unknown>;
+type Drive = typeof drive;
+
+/** Feeds a graph a prompt and steps; the same source runs in Node and, written to drive.mjs, in the page. */
 async function drive(
   runtime: { Tensor: typeof ort.Tensor },
   session: ort.InferenceSession,
@@ -96,7 +101,8 @@ describe.skipIf(noChromium())("every structural kind in Chromium", () => {
 
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), "nibble-families-"));
-    await writeFile(join(folder, "index.html"), "<!doctype html><title>families</title>");
+    await writeFile(join(folder, "index.html"), PAGE);
+    await writeFile(join(folder, "drive.mjs"), `export ${drive}`);
     const products = ortProducts(ort);
     for (const name of present) {
       const model = await openModel(folderOf(name));
@@ -121,20 +127,19 @@ describe.skipIf(noChromium())("every structural kind in Chromium", () => {
   /** Logits of one model in the page. */
   const inPage = (page: Page, device: "wasm" | "webgpu", name: string): Promise<number[]> =>
     page.evaluate(
-      async ({ device, name, ids, steps, source }) => {
-        const bundle = device === "wasm" ? "/ort/ort.wasm.bundle.min.mjs" : "/ort/ort.jspi.bundle.min.mjs";
-        const runtime = await import(bundle);
+      async ({ device, name, ids, steps }) => {
+        const build = device === "wasm" ? "wasm" : "jspi";
+        const runtime = (await load(`/ort/ort.${build}.bundle.min.mjs`)) as typeof ort;
+        const { drive } = (await load("/drive.mjs")) as { drive: Drive };
         runtime.env.wasm.wasmPaths = "/ort/";
         runtime.env.wasm.numThreads = 1;
         runtime.env.logLevel = "error";
         const session = await runtime.InferenceSession.create(`/${name}.onnx`, { executionProviders: [device] });
-        const script = URL.createObjectURL(new Blob([`export ${source}`], { type: "text/javascript" }));
-        const { drive } = await import(script);
         const logits = await drive(runtime, session, ids, steps);
         await session.release();
         return logits;
       },
-      { device, name, ids: cases.get(name)!.ids, steps: STEPS, source: String(drive) },
+      { device, name, ids: cases.get(name)!.ids, steps: STEPS },
     );
 
   for (const device of ["wasm", "webgpu"] as const) {
