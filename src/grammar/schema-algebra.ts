@@ -55,6 +55,11 @@ export function intersectSchemas(a: unknown, b: unknown, at: string): unknown {
       for (const name of Object.keys((other.properties ?? {}) as object))
         if (!Object.hasOwn((one.properties ?? {}) as object, name)) throw fail("additionalProperties");
 
+  // And each one's items of what its own prefixItems leave over.
+  const positions = (schema: Schema) => JSON.stringify(schema.prefixItems ?? []);
+  const further = [left, right].some((schema) => schema.items !== undefined && schema.items !== true);
+  if (further && positions(left) !== positions(right)) throw fail("items or prefixItems");
+
   const merged: Record<string, unknown> = { ...left };
   for (const [key, value] of Object.entries(right)) {
     const own = merged[key];
