@@ -74,7 +74,8 @@ export async function load(source: LoadRequest["source"], name: string, graph?: 
 }
 
 export function loadSource(source: ModelSource): Promise<void> {
-  const name = source.kind === "url" ? source.url : source.kind === "hub" ? source.id : source.name;
+  const folder = (url: string) => url.split("/").filter(Boolean).at(-1) ?? url;
+  const name = source.kind === "url" ? folder(source.url) : source.kind === "hub" ? source.id : source.name;
   return load(source, name);
 }
 

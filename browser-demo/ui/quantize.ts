@@ -7,9 +7,9 @@ import { bytes } from "./format.ts";
 import { folderDrop } from "./models.ts";
 
 const methods: Readonly<Record<QuantizeRequest["method"], string>> = {
-  gptq: "GPTQ: least error, uses the calibration text",
-  awq: "AWQ: scales what matters, uses the calibration text",
-  rtn: "Round to nearest: fastest, no calibration",
+  gptq: "GPTQ (calibrated)",
+  awq: "AWQ (calibrated)",
+  rtn: "Round to nearest",
 };
 
 export function quantizeView(): HTMLElement {
@@ -129,7 +129,7 @@ export function quantizeView(): HTMLElement {
       { class: "grid-2" },
       el("label", { class: "field" }, el("span", {}, "Method"), method),
       el("label", { class: "field" }, el("span", {}, "Group size"), group),
-      el("label", { class: "field" }, el("span", {}, "Calibration text, instead of the one that ships"), calibration),
+      el("label", { class: "field" }, el("span", {}, "Calibration text (optional)"), calibration),
     ),
     chosen,
     el("div", { class: "row" }, start, stop),
