@@ -69,9 +69,14 @@ export async function openWebEngine(
   const generationConfig = await readJson(folder, "generation_config.json");
   const manifest = (await readJson(folder, MANIFEST)) as Partial<Manifest>;
   const opened = await openSession(ort, made.folder, made.graph, choice);
-  const session = new WebSession(ort, opened.session);
   const largest = manifest.contextLength ?? numberOf(config.max_position_embeddings ?? config.n_positions) ?? 2048;
   const contextLength = contextOf(id, options, largest);
+  // the table of families is a part of the page that only these models load
+  const switches = /longrope|"su"/.test(JSON.stringify([config.rope_scaling, config.rope_parameters]));
+  const { recomputeAbove } = switches
+    ? (await import("../arch/capabilities.ts")).capabilitiesOf(config, contextLength)
+    : {};
+  const session = new WebSession(ort, opened.session, recomputeAbove);
   const info: EngineInfo = {
     id,
     modelType: String(config.model_type ?? ""),

@@ -35,6 +35,8 @@ export class WebSession {
   constructor(
     private readonly ort: Ort,
     private readonly session: InferenceSession,
+    /** A text that grows beyond so many tokens is computed again from its start, in one piece (longrope). */
+    private readonly recomputeAbove = Number.POSITIVE_INFINITY,
   ) {
     this.inputs = new Set(session.inputNames);
     this.slots = session.inputMetadata.flatMap((input) => (input.isTensor ? slotOf(input) : []));
@@ -69,6 +71,7 @@ export class WebSession {
 
   /** Keeps what the caches share with `prompt`; returns how many of its tokens need no run. At least one does. */
   async resume(prompt: readonly number[]): Promise<number> {
+    if (this.tokens.length > this.recomputeAbove && prompt.length <= this.recomputeAbove) this.clear();
     let shared = 0;
     const most = Math.min(this.tokens.length, prompt.length - 1);
     while (shared < most && this.tokens[shared] === prompt[shared]) shared++;
@@ -104,6 +107,12 @@ export class WebSession {
 
   /** Feeds tokens; resolves to the logits (vocab) after the last one. */
   async step(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array> {
+    const before = this.tokens.length;
+    if (before <= this.recomputeAbove && before + tokens.length > this.recomputeAbove) {
+      const whole = [...this.tokens, ...tokens];
+      this.clear();
+      return this.run(whole);
+    }
     for (let start = 0; ; start += PREFILL_CHUNK) {
       signal?.throwIfAborted();
       const chunk = tokens.slice(start, start + PREFILL_CHUNK);
