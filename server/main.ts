@@ -43,6 +43,7 @@ const DEFAULT_DRAIN_MS = 30_000;
 const HEADERS_TIMEOUT_MS = 20_000;
 const REQUEST_TIMEOUT_MS = 120_000;
 const KEEP_ALIVE_TIMEOUT_MS = 65_000; // above the 60 s of common proxies, so that they close first
+const SWEEP_MS = 50;
 const MAX_HEADER_BYTES = 16 * 1024;
 
 /** Listens; the first model is loaded at once, the others when asked for. */
@@ -70,6 +71,7 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
       keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
     },
   }) as Server;
+  const active = countRequests(server);
   await listen(server, port, host);
   registry
     .use(undefined)
@@ -85,7 +87,7 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
   const close = (): Promise<void> => {
     ending ??= (async () => {
       draining = true;
-      await closeServer(server, drainMs);
+      await closeServer(server, active, drainMs);
       await registry.dispose();
       ended();
     })();
@@ -105,15 +107,29 @@ function listen(server: Server, port: number, host: string): Promise<void> {
   });
 }
 
-/** No new connections; what still runs after `drainMs` is cut. */
-function closeServer(server: Server, drainMs: number): Promise<void> {
+/** How many requests are being answered. */
+function countRequests(server: Server): () => number {
+  let active = 0;
+  server.on("request", (_, response) => {
+    active++;
+    response.once("close", () => active--);
+  });
+  return () => active;
+}
+
+/** No new connections; those without a request are closed as answers end, what still runs after `drainMs` is cut. */
+function closeServer(server: Server, active: () => number, drainMs: number): Promise<void> {
   return new Promise((resolve) => {
-    const cut = setTimeout(() => server.closeAllConnections(), drainMs);
+    const end = performance.now() + drainMs;
+    const sweep = setInterval(() => {
+      // closeIdleConnections spares connections that never sent a request (browsers open some ahead)
+      if (active() === 0 || performance.now() > end) server.closeAllConnections();
+      else server.closeIdleConnections();
+    }, SWEEP_MS);
     server.close(() => {
-      clearTimeout(cut);
+      clearInterval(sweep);
       resolve();
     });
-    server.closeIdleConnections();
   });
 }
 
