@@ -5,6 +5,7 @@
 import { NibbleError } from "../errors.ts";
 import { type ByteSource, type FolderSource, readAll, readText } from "../files.ts";
 import { type FloatTensor, sizeOf } from "../tensor/dtypes.ts";
+import { checkShapes } from "./check-shapes.ts";
 import type { Checkpoint, SourceFile, TensorInfo } from "./checkpoint.ts";
 import { isJsonObject, type JsonObject, parseJsonObject } from "./json.ts";
 import { checkFinite, checkRows, readFloats, sourceFile } from "./read-floats.ts";
@@ -31,9 +32,11 @@ export async function openHfFolder(folder: FolderSource, name = folder.name): Pr
     for (const { source, entries } of shards)
       for (const entry of entries) tensors.set(entry.name, { ...entry, source });
     const text = textPart(stored, tensors, name);
+    const readers = floatReaders(name, text.tensors);
+    checkShapes(text.config, readers.tensors, name);
     const config = await readSource(folder, "config.json");
     return {
-      ...floatReaders(name, text.tensors),
+      ...readers,
       name,
       config: text.config,
       sideFiles: await readSideFiles(folder, files),

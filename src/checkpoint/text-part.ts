@@ -45,35 +45,23 @@ const IMAGE_KEYS = /^(vision_config|(image|video|vision|vision_start|vision_end)
  */
 const CLASS_DEFAULTS: Readonly<Record<string, JsonObject>> = {
   llama: {
-    vocab_size: 32000,
-    hidden_size: 4096,
-    num_hidden_layers: 32,
     num_attention_heads: 32,
     max_position_embeddings: 2048,
     rms_norm_eps: 1e-6,
   },
   mistral: {
-    vocab_size: 32000,
-    hidden_size: 4096,
-    num_hidden_layers: 32,
     num_attention_heads: 32,
     num_key_value_heads: 8,
     max_position_embeddings: 131072,
     rms_norm_eps: 1e-6,
   },
   qwen2: {
-    vocab_size: 151936,
-    hidden_size: 4096,
-    num_hidden_layers: 32,
     num_attention_heads: 32,
     num_key_value_heads: 32,
     max_position_embeddings: 32768,
     rms_norm_eps: 1e-6,
   },
   gemma2: {
-    vocab_size: 256000,
-    hidden_size: 2304,
-    num_hidden_layers: 26,
     num_attention_heads: 8,
     num_key_value_heads: 4,
     head_dim: 256,
@@ -81,9 +69,6 @@ const CLASS_DEFAULTS: Readonly<Record<string, JsonObject>> = {
     rms_norm_eps: 1e-6,
   },
   gemma3_text: {
-    vocab_size: 262208,
-    hidden_size: 2304,
-    num_hidden_layers: 26,
     num_attention_heads: 8,
     num_key_value_heads: 4,
     head_dim: 256,
@@ -102,7 +87,7 @@ export interface TextPart<Tensor> {
 }
 
 /** The checkpoint itself, or the text model nested in it; `bad_config` where neither names a model_type. */
-export function textPart<Tensor>(
+export function textPart<Tensor extends { readonly shape: readonly number[] }>(
   config: JsonObject,
   tensors: ReadonlyMap<string, Tensor>,
   where: string,
@@ -136,7 +121,7 @@ export function textPart<Tensor>(
   }
   const left = tensors.size - kept.size;
   return {
-    config: nestedConfig(config, text, kept.has("lm_head.weight")),
+    config: nestedConfig(config, text, kept),
     tensors: kept,
     notes: [
       `${config.model_type ?? "This checkpoint"} is multimodal: its text model (${text.model_type}) is taken, ` +
@@ -151,12 +136,22 @@ export function textName(name: string): string | undefined {
   return rule && name.replace(rule[0], rule[1]);
 }
 
-function nestedConfig(outer: JsonObject, text: JsonObject, hasHead: boolean): JsonObject {
+function nestedConfig(
+  outer: JsonObject,
+  text: JsonObject,
+  tensors: ReadonlyMap<string, { readonly shape: readonly number[] }>,
+): JsonObject {
+  const hasHead = tensors.has("lm_head.weight");
   const inherited: Record<string, unknown> = {};
   for (const key of ["bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype"]) {
     if (outer[key] !== undefined) inherited[key] = outer[key];
   }
-  const config: Record<string, unknown> = { ...CLASS_DEFAULTS[String(text.model_type)], ...inherited, ...text };
+  const config: Record<string, unknown> = {
+    ...sizesOf(tensors),
+    ...CLASS_DEFAULTS[String(text.model_type)],
+    ...inherited,
+    ...text,
+  };
   const plainType = TEXT_TYPES[String(text.model_type)];
   if (plainType) {
     config.model_type = plainType;
@@ -181,4 +176,11 @@ function withoutSections(rope: unknown): unknown {
   delete plain.type;
   plain.rope_type = "default";
   return plain;
+}
+
+/** What the tensors themselves say where text_config leaves it out. */
+function sizesOf(tensors: ReadonlyMap<string, { readonly shape: readonly number[] }>): Record<string, number> {
+  const [vocabSize, hiddenSize] = tensors.get("model.embed_tokens.weight")?.shape ?? [];
+  const layers = [...tensors.keys()].map((name) => Number(/\.layers\.(\d+)\./.exec(name)?.[1] ?? -1) + 1);
+  return { vocab_size: vocabSize, hidden_size: hiddenSize, num_hidden_layers: Math.max(0, ...layers) };
 }

@@ -205,7 +205,7 @@ describe("the text model of a multimodal checkpoint", () => {
       "model.vision_tower.encoder.layers.0.x.weight",
       "multi_modal_projector.linear_1.weight",
     ];
-    const weights = await safetensors(...[...names, ...vision].map((name, i) => counting(name, [1], i)));
+    const weights = await safetensors(...[...names, ...vision].map((name, i) => counting(name, [1, 1], i)));
     const model = await open({ "config.json": text(nested), "model.safetensors": weights });
     const wanted = [
       "model.embed_tokens.weight",
@@ -234,7 +234,7 @@ describe("the text model of a multimodal checkpoint", () => {
       image_token_id: 8,
     };
     const names = ["model.embed_tokens.weight", "visual.blocks.0.norm1.weight"];
-    const weights = await safetensors(...names.map((name) => counting(name, [1])));
+    const weights = await safetensors(...names.map((name) => counting(name, [3, 4])));
     const model = await open({ "config.json": text(flat), "model.safetensors": weights });
     expect([...model.tensors.keys()]).toEqual(["model.embed_tokens.weight"]);
     expect(model.config).toEqual({
@@ -248,8 +248,14 @@ describe("the text model of a multimodal checkpoint", () => {
   });
 
   test("defaults of its class are filled in, and a missing head means a tied one", async () => {
-    const weights = await safetensors(counting("language_model.model.embed_tokens.weight", [1]));
+    const weights = await safetensors(counting("language_model.model.embed_tokens.weight", [5, 6]));
     const model = await open({ "config.json": text(nested), "model.safetensors": weights });
-    expect(model.config).toMatchObject({ num_attention_heads: 8, head_dim: 256, tie_word_embeddings: true });
+    expect(model.config).toMatchObject({
+      num_attention_heads: 8,
+      head_dim: 256,
+      vocab_size: 5,
+      hidden_size: 6,
+      tie_word_embeddings: true,
+    });
   });
 });
