@@ -23,6 +23,12 @@ for (const command of [quantizeCommand, exportCommand, inspect, chat, serveComma
   program.addCommand(command.copyInheritedSettings(program));
 for (const command of [program, ...program.commands]) command.exitOverride();
 
+// a reader that has seen enough (`nibble chat ... | head`) is no error
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(0);
+});
+
 try {
   await program.parseAsync();
 } catch (error) {
