@@ -50,7 +50,7 @@ export interface LoadFlags extends OutputFlags {
 
 export function withLoadFlags(command: Command): Command {
   return withOutputFlags(
-    command
+    withRefusedFlags(command, ["--kv-budget <n>"])
       .addOption(new Option("--device <name>", "where it runs").choices(["cpu", "webgpu"]).default("cpu"))
       .option("--threads <n>", "CPU threads", wholeNumber)
       .option("--context <tokens>", "prompt and answer together; the KV cache is made for it", wholeNumber)
