@@ -7,6 +7,7 @@ import { anyObject, schemaToGrammar } from "./json-schema.ts";
 import { DEAD, Machine } from "./machine.ts";
 import type { Node } from "./nodes.ts";
 import { parseRegex } from "./regex.ts";
+import { toolCalls } from "./tool-calls.ts";
 import { type Vocabulary, vocabularyOf } from "./vocabulary.ts";
 
 /** Masks kept per grammar: 256 of 152k tokens are 5 MB. */
@@ -53,6 +54,8 @@ export function grammarNode(spec: GrammarSpec): Node {
       return parseRegex(spec.pattern, "whole");
     case "ebnf":
       return parseGrammar(spec.grammar);
+    case "tool_calls":
+      return toolCalls(spec.format, spec.tools, spec.many);
   }
 }
 

@@ -224,13 +224,13 @@ class Compiler {
 
   /**
    * Properties come in the order of the schema. Further keys come last, where additionalProperties asks for them: by
-   * default only an object without properties has any.
+   * default only an object that says nothing of its properties has any.
    */
   #object(schema: Schema, at: string, depth: number): Node {
     const properties = schema.properties ?? {};
     if (typeof properties !== "object" || properties === null) throw bad(`${at}/properties`, "expected an object");
     const required = (schema.required === undefined ? [] : list(schema.required, `${at}/required`)).map(String);
-    const extra = schema.additionalProperties ?? Object.keys(properties).length === 0;
+    const extra = schema.additionalProperties ?? schema.properties === undefined;
     const members: { node: Node; required: boolean }[] = [];
     const member = (name: string, value: unknown, pointer: string) =>
       seq(literal(JSON.stringify(name)), json.colon, this.node(value, pointer, depth + 1));

@@ -2,7 +2,9 @@
  * What a loaded model offers, whatever runs it (onnxruntime-node in a worker, the C API, onnxruntime-web): the
  * interface of the server, the CLI and the page. Implementations: `src/node/engine.ts`, `browser-demo/worker.ts`.
  */
+
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
+import type { ToolFormatName } from "../tokenizer/tool-formats.ts";
 
 export interface SamplingOptions {
   /** 0 is greedy. Default: the model's generation_config, else 1. */
@@ -39,7 +41,15 @@ export type GrammarSpec =
   | { readonly kind: "json_schema"; readonly schema: unknown; readonly strict?: boolean }
   | { readonly kind: "json_object" }
   | { readonly kind: "regex"; readonly pattern: string }
-  | { readonly kind: "ebnf"; readonly grammar: string };
+  | { readonly kind: "ebnf"; readonly grammar: string }
+  /** Calls of these functions in a family's spelling, from `forceToolCalls` (src/tokenizer/tool-calls.ts). */
+  | {
+      readonly kind: "tool_calls";
+      readonly format: ToolFormatName;
+      readonly tools: readonly { readonly name: string; readonly parameters: unknown }[];
+      /** One call after the other, as many as the model wants; else exactly one. */
+      readonly many: boolean;
+    };
 
 export interface GenerateOptions extends SamplingOptions {
   readonly maxTokens?: number;
