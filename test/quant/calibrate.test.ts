@@ -1,0 +1,66 @@
+import { describe, expect, test } from "vitest";
+import { SecondMoment, tokenWindows } from "../../quant/calibrate.ts";
+import { plainProducts } from "../../src/tensor/linalg.ts";
+import { normals, random, secondMoment } from "./random.ts";
+
+describe("second moments", () => {
+  test("batches add up to the moment of all tokens", async () => {
+    const X = normals(60 * 8, random(1));
+    const moment = new SecondMoment(8, plainProducts);
+    for (const [start, end] of [
+      [0, 10],
+      [10, 10], // an expert that no token of a batch was routed to
+      [10, 60],
+    ])
+      await moment.add(X.subarray(start * 8, end * 8));
+    const { H, meanAbs, tokens } = moment.statistics();
+    const expected = secondMoment(X, 60, 8);
+    expect(tokens).toBe(60);
+    for (let i = 0; i < 64; i++) expect(H[i]).toBeCloseTo(expected[i], 5);
+    for (let c = 0; c < 8; c++) {
+      let sum = 0;
+      for (let t = 0; t < 60; t++) sum += Math.abs(X[t * 8 + c]);
+      expect(meanAbs![c]).toBeCloseTo(sum / 60, 6);
+    }
+  });
+
+  test("drift is the moment of the inputs' difference with the inputs, residual drift that of the stream's", async () => {
+    const next = random(2);
+    const [X, float, residual] = [normals(20 * 4, next), normals(20 * 4, next), normals(20 * 3, next)];
+    const moment = new SecondMoment(4, plainProducts, true);
+    await moment.add(X, float, residual);
+    const { dXX, dRX } = moment.statistics();
+    const cross = (A: (t: number) => number, b: number) => {
+      let sum = 0;
+      for (let t = 0; t < 20; t++) sum += A(t) * X[t * 4 + b];
+      return sum / 20;
+    };
+    for (let a = 0; a < 4; a++)
+      for (let b = 0; b < 4; b++)
+        expect(dXX![a * 4 + b]).toBeCloseTo(
+          cross((t) => float[t * 4 + a] - X[t * 4 + a], b),
+          5,
+        );
+    for (let r = 0; r < 3; r++)
+      for (let b = 0; b < 4; b++)
+        expect(dRX![r * 4 + b]).toBeCloseTo(
+          cross((t) => residual[t * 3 + r], b),
+          5,
+        );
+  });
+});
+
+describe("calibration windows", () => {
+  const tokenizer = { encode: (text: string) => [...text].map((letter) => letter.charCodeAt(0)) };
+
+  test("are whole, of equal length and spread over all of the text", () => {
+    const text = "a".repeat(40) + "b".repeat(40) + "c".repeat(7);
+    const windows = tokenWindows(tokenizer, { texts: [text], sequenceLength: 10, windows: 4 });
+    expect(windows.map((ids) => String.fromCharCode(ids[0]))).toEqual(["a", "a", "b", "b"]);
+    expect(windows.every((ids) => ids.length === 10)).toBe(true);
+  });
+
+  test("too little text is refused with what it has", () => {
+    expect(() => tokenWindows(tokenizer, { texts: ["abc"], sequenceLength: 10, windows: 4 })).toThrow(/3 tokens/);
+  });
+});
