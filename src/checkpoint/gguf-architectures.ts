@@ -39,6 +39,8 @@ export interface GgufArchitecture {
   /** Where expert n's matrices go: "mlp.experts" + ".n." + "gate_proj". */
   readonly experts?: { readonly at: string; readonly gate: string; readonly up: string; readonly down: string };
   readonly rearranged?: Readonly<Record<string, Rearranged>>;
+  /** Tensors of divisors per rotary frequency that config() understands. */
+  readonly ropeFactors?: readonly string[];
   config(model: GgufModel): Config;
 }
 
@@ -82,6 +84,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
     block: { ...LLAMA_BLOCK, ffn_gate_inp: "block_sparse_moe.gate" },
     experts: { at: "block_sparse_moe.experts", gate: "w1", up: "w3", down: "w2" },
     rearranged: ROTARY,
+    ropeFactors: ["rope_freqs"],
     config(model) {
       const { metadata } = model;
       const config = permuted(model);
@@ -104,6 +107,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
     outer: LLAMA_OUTER,
     block: LLAMA_BLOCK,
     rearranged: ROTARY,
+    ropeFactors: ["rope_freqs"],
     config(model) {
       const { metadata } = model;
       return {
@@ -123,6 +127,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
     outer: LLAMA_OUTER,
     block: LLAMA_BLOCK,
     rearranged: ROTARY,
+    ropeFactors: ["rope_freqs"],
     config(model) {
       const layers = model.metadata.int("block_count");
       // llama.cpp's constant n_no_rope_layer_step = 4; the file does not say it
@@ -295,6 +300,7 @@ export const GGUF_ARCHITECTURES: Readonly<Record<string, GgufArchitecture>> = {
       ffn_up: "mlp.gate_up_proj",
       ffn_down: "mlp.down_proj",
     },
+    ropeFactors: ["rope_factors_long", "rope_factors_short"],
     config(model) {
       const { metadata, ropeFactors } = model;
       const config = rmsNormed(model);

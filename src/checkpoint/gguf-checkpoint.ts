@@ -181,9 +181,9 @@ function nameTensors(
   for (const tensor of tensors.values()) {
     const match = /^(?:blk\.(\d+)\.)?(.+)\.(weight|bias)$/.exec(tensor.name);
     const [, block, stem, suffix] = match ?? [];
-    if (stem && block === undefined && ROPE_FACTORS.includes(stem)) continue;
+    if (block === undefined && architecture.ropeFactors?.includes(stem)) continue; // config() has read them
     if (IMAGE_TENSOR.test(tensor.name)) continue; // notesOf() says so
-    if (stem === "rope_freqs" || stem === "attn_rot_embd") continue; // inverse frequencies of very old files
+    if (stem === "attn_rot_embd") continue; // inverse frequencies of very old files
     const parts = stem === undefined ? [] : partsOf(architecture, tensor, stem, block, suffix, heads);
     if (parts.length === 0) {
       throw new NibbleError(

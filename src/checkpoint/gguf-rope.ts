@@ -10,23 +10,25 @@ export function ropeScaling(metadata: GgufMetadata): Config | null {
   const factor = metadata.number("rope.scaling.factor", old);
   switch (type) {
     case "none":
-    case "longrope":
       metadata.ignore("rope.scaling.original_context_length");
       return null;
+    case "longrope":
+      if (metadata.architecture === "phi3") return null; // its own row reads the factors
+      throw metadata.error("rope.scaling.type", 'is "longrope", which Nibble reads for phi3 only');
     case "linear":
       return factor === 1 ? null : { rope_type: "linear", factor };
     case "yarn": {
       metadata.expect("rope.scaling.attn_factor", 1);
       metadata.expect("rope.scaling.yarn_ext_factor", 1, -1);
-      metadata.expect("rope.scaling.yarn_attn_factor", 1);
       const scaling: Config = {
         rope_type: "yarn",
         factor,
         original_max_position_embeddings: metadata.int("rope.scaling.original_context_length"),
       };
-      for (const beta of ["beta_fast", "beta_slow"]) {
-        const value = metadata.number(`rope.scaling.yarn_${beta}`, 0);
-        if (value !== 0) scaling[beta] = value;
+      const keys = { beta_fast: "yarn_beta_fast", beta_slow: "yarn_beta_slow", attention_factor: "yarn_attn_factor" };
+      for (const [ours, key] of Object.entries(keys)) {
+        const value = metadata.number(`rope.scaling.${key}`, 0);
+        if (value !== 0) scaling[ours] = value;
       }
       return scaling;
     }

@@ -155,6 +155,48 @@ describe("what is not a model Nibble reads says why", () => {
     await expect(opened(changes, list)).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
   });
 
+  test("yarn and linear scalings come through with every key that they have", async () => {
+    const f = (value: number) => ({ type: "f32", value }) as const;
+    const yarn = await opened({
+      "llama.rope.scaling.type": "yarn",
+      "llama.rope.scaling.factor": f(4),
+      "llama.rope.scaling.original_context_length": u32(16),
+      "llama.rope.scaling.yarn_beta_fast": f(24),
+      "llama.rope.scaling.yarn_attn_factor": f(1.25),
+    });
+    expect(yarn.config.rope_scaling).toEqual({
+      rope_type: "yarn",
+      factor: 4,
+      original_max_position_embeddings: 16,
+      beta_fast: 24,
+      attention_factor: 1.25,
+    });
+    const old = await opened({ "llama.rope.scale_linear": f(2) });
+    expect(old.config.rope_scaling).toEqual({ rope_type: "linear", factor: 2 });
+  });
+
+  test("divisors of rotary frequencies that are not llama3's are kept as they are", async () => {
+    const factors: GgufTensorToWrite = {
+      name: "rope_freqs.weight",
+      type: "F32",
+      shape: [8],
+      bytes: new Uint8Array(Float32Array.of(1, 1, 2, 3, 3, 4, 4, 5).buffer),
+    };
+    const { config } = await opened({}, [...tensors, factors]);
+    expect(config.rope_scaling).toMatchObject({
+      rope_type: "longrope",
+      attention_factor: 1,
+      short_factor: [1, 1, 2, 3, 3, 4, 4, 5],
+    });
+    const qwen2 = Object.fromEntries(
+      Object.entries(metadata).map(([key, value]) => [key.replace(/^llama/, "qwen2"), value]),
+    );
+    await expect(opened({ ...qwen2, "general.architecture": "qwen2" }, [...tensors, factors])).rejects.toMatchObject({
+      code: "unsupported",
+      param: "rope_freqs.weight",
+    });
+  });
+
   test("an image encoder in the same file is left out, and a note says so", async () => {
     const list = [...tensors, f32("v.blk.0.attn_q.weight", [4, 4]), f32("mm.input_projection.weight", [4, 4])];
     const checkpoint = await opened({ "llama.vision.block_count": u32(1), "llama.mm.tokens_per_image": u32(4) }, list);
