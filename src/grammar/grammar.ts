@@ -12,6 +12,7 @@ import { type Vocabulary, vocabularyOf } from "./vocabulary.ts";
 
 /** Masks kept per grammar: 256 of 152k tokens are 5 MB. */
 const MASK_CACHE = 256;
+const CACHED_GRAMMARS = 32;
 /** A machine that has grown beyond this is made anew for the next answer. */
 const RENEW_STATES = 50_000;
 
@@ -28,9 +29,7 @@ export function compileGrammar(spec: GrammarSpec, tokenizer: Tokenizer): Compile
 /** The same for a grammar put together from nodes (tool calls). */
 export function compileNode(root: Node, tokenizer: Tokenizer): CompiledGrammar {
   const vocabulary = vocabularyOf(tokenizer);
-  let machine = new Machine(root);
-  if (machine.start === DEAD)
-    throw new NibbleError("bad_option", "The grammar matches nothing: no answer could satisfy it.");
+  let machine = machineOf(root);
   let masks = new Map<number, Uint32Array>();
   return {
     start() {
@@ -41,6 +40,40 @@ export function compileNode(root: Node, tokenizer: Tokenizer): CompiledGrammar {
       return new GrammarConstraint(machine, masks, vocabulary);
     },
   };
+}
+
+/** Compiled grammars of one tokenizer by their text: clients send the same schema again and again. */
+export class GrammarCache {
+  readonly #tokenizer: Tokenizer;
+  readonly #compiled = new Map<string, CompiledGrammar>();
+
+  constructor(tokenizer: Tokenizer) {
+    this.#tokenizer = tokenizer;
+  }
+
+  /** A constraint at the beginning of an answer. */
+  start(spec: GrammarSpec): TokenConstraint {
+    const key = JSON.stringify(spec);
+    let compiled = this.#compiled.get(key);
+    if (compiled === undefined) {
+      compiled = compileGrammar(spec, this.#tokenizer);
+      if (this.#compiled.size >= CACHED_GRAMMARS) this.#compiled.delete(this.#compiled.keys().next().value!);
+      this.#compiled.set(key, compiled);
+    }
+    return compiled.start();
+  }
+}
+
+/** Throws what `compileGrammar` would throw, without a tokenizer: for a server that refuses before it queues. */
+export function checkGrammar(spec: GrammarSpec): void {
+  machineOf(grammarNode(spec));
+}
+
+function machineOf(root: Node): Machine {
+  const machine = new Machine(root);
+  if (machine.start === DEAD)
+    throw new NibbleError("bad_option", "The grammar matches nothing: no answer could satisfy it.");
+  return machine;
 }
 
 /** A grammar as a node. */

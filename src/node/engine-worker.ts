@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
 import { capabilitiesOf } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
+import { GrammarCache } from "../grammar/grammar.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { embedPrompt } from "../runtime/embed.ts";
 import type { GenerateOptions } from "../runtime/engine.ts";
@@ -26,6 +27,7 @@ const say = (message: FromWorker): void => port.postMessage(message);
 class ModelWorker {
   private readonly aborts = new Map<number, AbortController>();
   private embedder: ReturnType<typeof openSession> | undefined;
+  private readonly grammars: GrammarCache;
   private readonly timer = setInterval(() => this.reportStats(), STATS_INTERVAL_MS);
 
   constructor(
@@ -36,7 +38,9 @@ class ModelWorker {
     private readonly session: DecoderSession,
     private readonly scheduler: Scheduler,
     private readonly vocabSize: number,
-  ) {}
+  ) {
+    this.grammars = new GrammarCache(tokenizer);
+  }
 
   receive(message: ToWorker): void {
     switch (message.kind) {
@@ -58,13 +62,9 @@ class ModelWorker {
     const abort = new AbortController();
     this.aborts.set(request, abort);
     try {
-      if (options.grammar) {
-        throw new NibbleError("unsupported", "Constrained decoding is not available in this version.", {
-          param: "grammar",
-        });
-      }
+      const constraint = options.grammar && this.grammars.start(options.grammar);
       const sampling = resolveSampling(options, this.offer.sampling, this.vocabSize);
-      const generation = new Generation(this.tokenizer, prompt, options, sampling, this.setup);
+      const generation = new Generation(this.tokenizer, prompt, options, sampling, this.setup, constraint);
       const promptLogprobs = options.promptLogprobs ? (options.topLogprobs ?? 0) : undefined;
       const stream = this.scheduler.submit({ generation, signal: abort.signal, promptLogprobs });
       for await (const piece of stream) {

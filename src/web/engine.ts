@@ -4,6 +4,7 @@ import { NibbleError } from "../errors.ts";
 import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { type FolderSource, readAll, readText } from "../files.ts";
+import { GrammarCache } from "../grammar/grammar.ts";
 import { decodeModel } from "../onnx/proto.ts";
 import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece, SamplingOptions } from "../runtime/engine.ts";
 import { Generation } from "../runtime/generate.ts";
@@ -189,6 +190,7 @@ class PageEngine implements Engine {
   private turn: Promise<unknown> = Promise.resolve();
   private readonly counts = { running: 0, waiting: 0, generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
   private embedder: Promise<InferenceSession> | undefined;
+  private readonly grammars: GrammarCache;
 
   constructor(
     readonly info: EngineInfo,
@@ -197,7 +199,9 @@ class PageEngine implements Engine {
     private readonly defaults: SamplingOptions,
     private readonly openEmbedder: () => Promise<{ session: InferenceSession }>,
     private readonly ort: OrtModule,
-  ) {}
+  ) {
+    this.grammars = new GrammarCache(tokenizer);
+  }
 
   chat(messages: readonly ChatMessage[], options: GenerateOptions & ChatTemplateOptions = {}): AsyncIterable<Piece> {
     const text = this.tokenizer.applyChatTemplate(messages, options);
@@ -205,13 +209,14 @@ class PageEngine implements Engine {
   }
 
   async *generate(prompt: readonly number[], options: GenerateOptions = {}): AsyncGenerator<Piece> {
-    if (options.grammar || options.promptLogprobs) {
-      const what = options.grammar ? "grammar" : "promptLogprobs";
-      throw new NibbleError("unsupported", `${what} is not available in a page; use the server.`, { param: what });
+    if (options.promptLogprobs) {
+      const param = "promptLogprobs";
+      throw new NibbleError("unsupported", `${param} is not available in a page; use the server.`, { param });
     }
+    const constraint = options.grammar && this.grammars.start(options.grammar);
     const { vocabSize } = this.info;
     const sampling = resolveSampling(options, this.defaults, vocabSize);
-    const generation = new Generation(this.tokenizer, prompt, options, sampling, this.info);
+    const generation = new Generation(this.tokenizer, prompt, options, sampling, this.info, constraint);
     const { signal } = options;
     const done = await this.takeTurn();
     try {
