@@ -25,6 +25,7 @@ import { gptqMatrix } from "./gptq.ts";
 import { rangeRule, searchGrid } from "./grid.ts";
 import { quantizeHead } from "./head.ts";
 import { hqqMatrix } from "./hqq.ts";
+import { LearnedBlocks } from "./learned-blocks.ts";
 import { rowLosses, rowPowers } from "./loss.ts";
 import { QuantizedModel } from "./quantized-model.ts";
 import type { Recipe } from "./recipes.ts";
@@ -86,6 +87,8 @@ class BlockWalk {
     let hidden = this.calibrated ? await this.embed() : [];
     // the float prefix, where GPTAQ compares with it
     let float = this.calibrated && recipe.asymmetry > 0 ? hidden.map((batch) => new Map(batch)) : undefined;
+    const learned =
+      recipe.learned && this.calibrated ? new LearnedBlocks(tools.ort, model, recipe.learned, hidden) : undefined;
     for (let layer = 0; layer < layers; layer++) {
       tools.signal?.throwIfAborted();
       tools.onProgress?.({ stage: `quantize layer ${layer}`, done: layer, total: layers, unit: "layers" });
@@ -93,15 +96,25 @@ class BlockWalk {
       const block = await this.runner.open(layer);
       const reference = float && (await this.runner.open(layer));
       const sites = new SiteWalk(this.model, layer, block, reference, this.recipe, this.tools);
-      const record = stored ? decodeLayer(stored) : await sites.quantize(hidden, float);
+      const inputs = learned?.inputs(hidden);
+      let record = stored ? decodeLayer(stored) : await sites.quantize(hidden, float);
+      await learned?.advance(layer);
       if (stored) await sites.replay(record, hidden, float);
-      else await tools.store?.put(layerKey(layer), encodeLayer(record));
+      else {
+        if (learned && inputs) {
+          record = await learned.improve(layer, record, inputs, tools.signal);
+          hidden = inputs.map((input) => new Map([[BlockRunner.input, input]]));
+          await sites.replay(record, hidden, undefined);
+        }
+        await tools.store?.put(layerKey(layer), encodeLayer(record));
+      }
       result.addLayer(record);
       if (this.calibrated) {
         hidden = hidden.map((batch) => onlyOutput(batch, block));
         float = float?.map((batch) => onlyOutput(batch, block));
       }
     }
+    await learned?.dispose();
     if (recipe.head) result.addHead(await quantizeHead(model, recipe, recipe.head, hidden, tools));
     tools.onProgress?.({ stage: "quantize", done: layers, total: layers, unit: "layers" });
     return result;

@@ -1,5 +1,6 @@
 /** What to do with a model, as data: one method by name, or a preset that measurement chose (README, ablation table). */
 import { NibbleError } from "../src/errors.ts";
+import type { LearnedRounding } from "./learned-rounding.ts";
 
 export interface HeadFormat {
   readonly bits: number;
@@ -26,6 +27,8 @@ export interface Recipe {
   readonly damping: number;
   /** Embedding and head; undefined leaves them float. */
   readonly head: HeadFormat | undefined;
+  /** Learned rounding of each block after its codes were chosen; undefined = none. */
+  readonly learned?: LearnedRounding;
   /** Calibration windows at most; 0 = no calibration. */
   readonly windows: number;
 }
@@ -97,7 +100,12 @@ export const awq = (options: MethodOptions = {}): Recipe => ({
 const fast = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "fast", fold: true, windows: 8 });
 /** AWQ's fold, then GPTQ. */
 const standard = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "default", fold: true });
-const best = (options: MethodOptions): Recipe => ({ ...standard(options), name: "best", windows: 128 });
+/** The default, then learned rounding from its codes: 40 steps of 4 windows a block took stories260K's KL from 0.069 to 0.044. */
+const best = (options: MethodOptions): Recipe => ({
+  ...standard(options),
+  name: "best",
+  learned: { steps: 40, batch: 4, rate: 0.02, scaleRate: 0, seed: 1 },
+});
 
 const presets = { fast, default: standard, best };
 export type Preset = keyof typeof presets;

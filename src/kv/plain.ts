@@ -23,14 +23,13 @@ export function plainAttention(): KvGraph {
         const split = ops.reshape(g, x, [0, 0, kvHeads, group, headDim], [batch, seq, kvHeads, group, headDim]);
         return ops.transpose(g, split, [0, 2, 3, 1, 4]);
       };
-      const queries = rotate(m, byHead(q, heads / kvHeads), spec);
+      // scaling the queries is cheaper than scaling the scores
+      const queries = m.scale(rotate(m, byHead(q, heads / kvHeads), spec), spec.scale ?? 1 / Math.sqrt(headDim));
       const keys = rotate(m, byHead(k, 1), spec);
       const values = byHead(v, 1);
-      const scale = spec.scale ?? 1 / Math.sqrt(headDim);
-      let scores = m.scale(ops.matMul(g, queries, ops.transpose(g, keys, [0, 1, 2, 4, 3])), scale);
+      let scores = ops.matMul(g, queries, ops.transpose(g, keys, [0, 1, 2, 4, 3]));
       if (spec.softcap) scores = m.softcap(scores, spec.softcap);
-      const masked = ops.where(g, visible(m, q, spec), scores, g.scalar(MASKED, m.activations));
-      const mixed = ops.matMul(g, ops.softmax(g, masked), values);
+      const mixed = ops.matMul(g, ops.softmax(g, m.add(scores, mask(m, q, spec))), values);
       const ordered = ops.transpose(g, mixed, [0, 3, 1, 2, 4]);
       return ops.reshape(g, ordered, [0, 0, heads * headDim], [batch, seq, heads * headDim]);
     },
@@ -50,6 +49,12 @@ function rotate(m: ModelBuilder, x: Value, { rope, headDim }: AttentionSpec): Va
   const turnedLo = ops.sub(g, ops.mul(g, lo, at(cos)), ops.mul(g, hi, at(sin)));
   const turnedHi = ops.add(g, ops.mul(g, hi, at(cos)), ops.mul(g, lo, at(sin)));
   return ops.concat(g, kept ? [turnedLo, turnedHi, kept] : [turnedLo, turnedHi], -1);
+}
+
+/** (seq, seq) added to scores: 0 where query i sees key j (i - window < j <= i), elsewhere MASKED. */
+function mask(m: ModelBuilder, like: Value, spec: AttentionSpec): Value {
+  const { g } = m;
+  return ops.where(g, visible(m, like, spec), g.scalar(0, m.activations), g.scalar(MASKED, m.activations));
 }
 
 /** (seq, seq) bool: query i sees keys i - window + 1 .. i. */
