@@ -35,13 +35,14 @@ export async function openHfFolder(folder: FolderSource, name = folder.name): Pr
     const readers = floatReaders(name, text.tensors);
     checkShapes(text.config, readers.tensors, name);
     const config = await readSource(folder, "config.json");
+    const sideFiles = await readSideFiles(folder, files);
     return {
       ...readers,
       name,
       config: text.config,
-      sideFiles: await readSideFiles(folder, files),
+      sideFiles,
       sources: [config, ...shards.map(({ path, source }) => sourceFile(path, source))],
-      notes: text.notes,
+      notes: [...text.notes, ...tokenizerNote(sideFiles)],
       dispose: async () => {
         await Promise.all(opened.map((source) => source.close?.()));
       },
@@ -50,6 +51,11 @@ export async function openHfFolder(folder: FolderSource, name = folder.name): Pr
     await Promise.all(opened.map((source) => source.close?.()));
     throw error;
   }
+}
+
+function tokenizerNote(sideFiles: ReadonlyMap<string, Uint8Array>): string[] {
+  if (sideFiles.has("tokenizer.json") || !sideFiles.has("tokenizer.model")) return [];
+  return ["Its tokenizer is only there as tokenizer.model; export and chat need a tokenizer.json."];
 }
 
 /** A tensor's place in one of the files. */

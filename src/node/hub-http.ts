@@ -135,7 +135,12 @@ function networkError(error: unknown): NibbleError {
   if (error instanceof NibbleError) return error;
   const { message, cause } = error as Error;
   const reason = cause instanceof Error ? cause.message || (cause as NodeJS.ErrnoException).code : message;
-  return new NibbleError("network", `The hub could not be reached (${reason}).`, { cause: error });
+  const { HTTPS_PROXY, https_proxy } = process.env;
+  const hint =
+    (HTTPS_PROXY ?? https_proxy)
+      ? " Node does not use HTTPS_PROXY by itself; `hf download` does, and what it brings is found in the cache."
+      : "";
+  return new NibbleError("network", `The hub could not be reached (${reason}).${hint}`, { cause: error });
 }
 
 async function pause(waitMs: number, signal?: AbortSignal): Promise<void> {

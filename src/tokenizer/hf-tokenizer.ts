@@ -36,8 +36,14 @@ export interface LoadTokenizerOptions {
 /** Builds the tokenizer from a folder's files by name; only tokenizer.json must be there. */
 export function loadTokenizer(files: ReadonlyMap<string, Uint8Array>, options: LoadTokenizerOptions = {}): Tokenizer {
   const json = readJson(files, "tokenizer.json") as unknown as TokenizerJson | undefined;
-  if (json === undefined)
-    throw new NibbleError("not_found", "tokenizer.json is missing; a model folder needs it beside config.json.");
+  if (json === undefined) {
+    const others = ["tokenizer.model", "vocab.json"].filter((name) => files.has(name));
+    const hint =
+      others.length === 0
+        ? ""
+        : ` ${others.join(" and ")} alone will not do: AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers writes one.`;
+    throw new NibbleError("not_found", `tokenizer.json is missing; a model folder needs it beside config.json.${hint}`);
+  }
   const type = json.model?.type ?? (json.model?.merges ? "BPE" : "of no type");
   if (type !== "BPE" || !Array.isArray(json.model.merges) || typeof json.model.vocab !== "object")
     throw new NibbleError("unsupported", `tokenizer.json: model ${type} is not supported; BPE is.`);

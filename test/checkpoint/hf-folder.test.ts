@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { type TensorToWrite, writeSafetensors } from "../../src/checkpoint/safetensors.ts";
 import { memoryFolder, memorySink } from "../../src/memory-files.ts";
+import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 
 const text = (value: unknown) => new TextEncoder().encode(typeof value === "string" ? value : JSON.stringify(value));
 
@@ -150,6 +151,13 @@ test("tokenizer, template and licence travel along, other files do not", async (
 function filledIn(config: Readonly<Record<string, unknown>>): Record<string, unknown> {
   return Object.fromEntries(Object.entries(config).filter(([key]) => /^(vocab|num|max|rms)/.test(key)));
 }
+
+test("a tokenizer that is only there as tokenizer.model is said, and refused where one is needed", async () => {
+  const files = { "config.json": config, "model.safetensors": await safetensors(), "tokenizer.model": text("spm") };
+  const model = await open(files);
+  expect(model.notes[0]).toMatch(/only there as tokenizer\.model/);
+  expect(() => loadTokenizer(model.sideFiles)).toThrow(/tokenizer\.model alone will not do: AutoTokenizer/);
+});
 
 describe("the text model of a multimodal checkpoint", () => {
   const nested = {
