@@ -70,6 +70,7 @@ export class ModelBuilder {
   /** By input name; filled where `weightInputName` is given. */
   readonly weightInputs = new Map<string, WeightInput>();
   private readonly packed = new Map<string, { whole: Value; index: number; count: number }>();
+  private readonly casts = new Map<string, Value>();
   private cachedLengths: { seqlensK: Value; totalSequenceLength: Value } | undefined;
   private cachedPositions: Value | undefined;
   private sequence: Value | undefined;
@@ -104,6 +105,18 @@ export class ModelBuilder {
       return this.g.input(inputName, this.activations, shape);
     }
     return this.g.initializer(name, this.activations, shape, async () => this.toBytes(await load()));
+  }
+
+  /**
+   * A constant in the activations' type by one Cast, however many read it. Constants are cast before anything gathers
+   * from them: a WebGPU adapter without shader-f16 runs no node on float16, but those are folded when the file is opened.
+   */
+  castOnce(constant: Value): Value {
+    const known = this.casts.get(constant.name);
+    if (known) return known;
+    const value = ops.cast(this.g, constant, this.activations);
+    this.casts.set(constant.name, value);
+    return value;
   }
 
   /** float32 values as bytes in the activations' type. */

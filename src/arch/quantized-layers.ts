@@ -11,7 +11,7 @@ import type { QuantizedWeight } from "./weights.ts";
 interface StoredMatrix {
   /** (rows, blocks, blockSize * bits / 8) uint8 */
   readonly codes: Value;
-  /** (rows, blocks) in `scaleType` */
+  /** (rows, blocks) in the activations' type: kept as `scaleType`, cast once, when the file is opened */
   readonly scales: Value;
   /** (rows, ceil(blocks * bits / 8)) uint8 */
   readonly zeros: Value | undefined;
@@ -43,8 +43,7 @@ export function quantizedLinear(
           const parts = await Promise.all(biases.map((name) => m.weights.load(name)));
           return m.toBytes(Float32Array.from(parts.flatMap((part) => [...part])));
         });
-  const scales = ops.cast(g, stored.scales, m.activations);
-  return ops.matMulNBits(g, x, stored.codes, scales, stored.zeros, bias, {
+  return ops.matMulNBits(g, x, stored.codes, stored.scales, stored.zeros, bias, {
     rows,
     cols,
     bits,
@@ -66,7 +65,7 @@ export function embeddingLookup(m: ModelBuilder, tensor: string, weight: Quantiz
   const outer = [batch, seq, blocks];
   const float = (x: Value) => ops.cast(g, x, m.activations);
   const code = float(unpack(g, ops.gather(g, codes, ids), bits, groupSize)); // (batch, seq, blocks, groupSize)
-  const scale = ops.unsqueeze(g, float(ops.gather(g, scales, ids)), -1); // (batch, seq, blocks, 1)
+  const scale = ops.unsqueeze(g, ops.gather(g, scales, ids), -1); // (batch, seq, blocks, 1)
   let zero = g.scalar(2 ** (bits - 1), m.activations);
   if (zeros) {
     const rowBytes = zeros.shape[1] as number;
@@ -115,14 +114,16 @@ function storeMatrices(m: ModelBuilder, tensors: readonly string[], weights: rea
   const zeroShape = [rows, Math.ceil((blocks * bits) / 8)];
   return {
     codes: g.initializer(`${name}/codes`, "uint8", codeShape, joined(packCodes)),
-    scales: g.initializer(
-      `${name}/scales`,
-      scaleType,
-      [rows, blocks],
-      joined((matrix) => {
-        const typed = scaleType === "float16" ? f32ToF16(matrix.scales) : matrix.scales;
-        return new Uint8Array(typed.buffer, typed.byteOffset, typed.byteLength);
-      }),
+    scales: m.castOnce(
+      g.initializer(
+        `${name}/scales`,
+        scaleType,
+        [rows, blocks],
+        joined((matrix) => {
+          const typed = scaleType === "float16" ? f32ToF16(matrix.scales) : matrix.scales;
+          return new Uint8Array(typed.buffer, typed.byteOffset, typed.byteLength);
+        }),
+      ),
     ),
     zeros: symmetric
       ? undefined
