@@ -1,9 +1,10 @@
 /** Passes over a finished graph: the same values from fewer nodes. */
 import type { Graph, Node } from "../onnx/graph.ts";
+import { mayFuse, type Target } from "./targets.ts";
 
-/** Everything that is safe on every provider. */
-export function fuse(graph: Graph): void {
-  fuseResidualNorm(graph);
+/** Everything that is one operator on all of `targets` (default: on every provider). */
+export function fuse(graph: Graph, targets?: readonly Target[]): void {
+  if (mayFuse("residualNorm", targets)) fuseResidualNorm(graph);
   removeUnused(graph);
 }
 
@@ -13,15 +14,14 @@ function fuseResidualNorm(graph: Graph): void {
   for (const node of graph.nodes) {
     if (node.opType === "SimplifiedLayerNormalization" && !norms.has(node.inputs[0])) norms.set(node.inputs[0], node);
   }
-  const activations = new Set(graph.nodes.flatMap((node) => node.outputs));
-  const declared = new Set(graph.inputs.map((input) => input.name));
-  const isActivation = (name: string) => activations.has(name) || declared.has(name);
+  const shapes = new Map([...graph.values, ...graph.inputs.map((input) => [input.name, input] as const)]);
+  const rank = (name: string) => shapes.get(name)?.shape.length ?? 0;
   const replaced = new Set<Node>();
   graph.nodes = graph.nodes.flatMap((node) => {
     if (replaced.has(node)) return [];
     const norm = node.opType === "Add" ? norms.get(node.outputs[0]) : undefined;
-    // A bias is an initializer and has another shape; the operator adds two activations of one shape.
-    if (!norm || !node.inputs.every(isActivation)) return [node];
+    // the operator adds two activations of one shape; a bias is a vector, whether it is a constant or an input
+    if (!norm || rank(node.inputs[0]) < 2 || rank(node.inputs[0]) !== rank(node.inputs[1])) return [node];
     replaced.add(norm);
     return [
       {

@@ -15,7 +15,7 @@ const published = new Map(
     JSON.parse(readFileSync(join(folder, file), "utf8")) as Json,
   ]),
 );
-const embedding = new Map([["language_model.model.embed_tokens.weight", {}]]);
+const embedding = new Map([["language_model.model.embed_tokens.weight", { shape: [262208, 2560] }]]); // gemma-3-4b's
 const read = (json: Json) => resolveConfig(textPart(json, embedding, "test").config, "test").config as LlamaConfig;
 const config = (name: string, changes: Json = {}) => read({ ...published.get(name), ...changes });
 
