@@ -14,6 +14,8 @@ import { inverseCholeskyUpper, type MatrixProducts } from "../src/tensor/linalg.
 import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { fitGrid, type GridRule, type MatrixGrid, rangeRule, roundEven, searchGrid } from "./grid.ts";
 import { type Drift, rowLosses } from "./loss.ts";
+import { refitScales } from "./refit.ts";
+import { betterRows } from "./rows.ts";
 import { rtnMatrix } from "./rtn.ts";
 import type { GridSpec, InputStatistics, Matrix } from "./types.ts";
 
@@ -25,6 +27,8 @@ export interface GptqOptions {
   readonly rule?: GridRule;
   /** How much of GPTAQ's term is used, 0 to 1; needs `dXX`. */
   readonly asymmetry?: number;
+  /** Rounds of refitting the scales to the codes (refit.ts) and sweeping again on the refitted grid. */
+  readonly refits?: number;
 }
 
 /** The paper's 1 %. */
@@ -37,7 +41,7 @@ export async function gptqMatrix(
   spec: GridSpec,
   statistics: InputStatistics,
   products: MatrixProducts,
-  { damping = DAMPING, order = "diagonal", rule = searchGrid, asymmetry = 0 }: GptqOptions = {},
+  { damping = DAMPING, order = "diagonal", rule = searchGrid, asymmetry = 0, refits = 0 }: GptqOptions = {},
 ): Promise<QuantizedMatrix> {
   const { cols } = W;
   const { H } = statistics;
@@ -51,7 +55,13 @@ export async function gptqMatrix(
   const drift = asymmetry > 0 && statistics.dXX ? { ...statistics, dXX: statistics.dXX, asymmetry } : undefined;
   const target = drift ? await driftCompensated(W, U, drift, visit, products) : W;
   const grid = fitGrid(target, spec, rule, diagonal);
-  const swept = await sweep(target, spec, grid, U, visit, products);
+  let swept = await sweep(target, spec, grid, U, visit, products);
+  for (let round = 0; round < refits; round++) {
+    const refitted = await refitScales(target, swept, H, products, spec.roundScale);
+    const again = await sweep(target, spec, refitted, U, visit, products);
+    const losses = [await rowLosses(target, again, H, products), await rowLosses(target, refitted, H, products)];
+    swept = betterRows(again, refitted, losses[0], losses[1]);
+  }
 
   // GPTQ is greedy: a row may come out worse than by plain rounding, and is then rounded plainly
   const lossOf = (quantized: QuantizedMatrix) => rowLosses(W, quantized, H, products, drift);
@@ -175,25 +185,4 @@ export async function sweep(
     }
   }
   return { rows, cols, bits, groupSize, codes, scales, zeros };
-}
-
-/** Each row from whichever matrix loses less on it; both have one shape and format. */
-export function betterRows(
-  a: QuantizedMatrix,
-  b: QuantizedMatrix,
-  lossA: Float64Array,
-  lossB: Float64Array,
-): QuantizedMatrix {
-  const { rows, cols } = a;
-  const groups = a.scales.length / rows;
-  const codes = a.codes.slice();
-  const scales = a.scales.slice();
-  const zeros = a.zeros?.slice();
-  for (let row = 0; row < rows; row++) {
-    if (lossA[row] <= lossB[row]) continue;
-    codes.set(b.codes.subarray(row * cols, (row + 1) * cols), row * cols);
-    scales.set(b.scales.subarray(row * groups, (row + 1) * groups), row * groups);
-    if (b.zeros) zeros?.set(b.zeros.subarray(row * groups, (row + 1) * groups), row * groups);
-  }
-  return { ...a, codes, scales, zeros };
 }
