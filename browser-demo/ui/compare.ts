@@ -24,7 +24,12 @@ interface Side {
   clear(): void;
 }
 
-const devices: Readonly<Record<DeviceWish, string>> = { auto: "Best device", wasm: "WASM", webgpu: "WebGPU" };
+const devices: Readonly<Record<string, { text: string; device: DeviceWish; asStored?: boolean }>> = {
+  auto: { text: "Best device", device: "auto" },
+  wasm: { text: "WASM", device: "wasm" },
+  stored: { text: "WASM, weights as stored", device: "wasm", asStored: true },
+  webgpu: { text: "WebGPU", device: "webgpu" },
+};
 
 function select<T extends string>(label: string, options: ReadonlyMap<T, string>): HTMLSelectElement {
   const element = el("select", { aria: { label } });
@@ -34,7 +39,10 @@ function select<T extends string>(label: string, options: ReadonlyMap<T, string>
 
 function side(letter: string): Side {
   const model = select(`Model ${letter}`, new Map());
-  const device = select(`Device ${letter}`, new Map(Object.entries(devices) as [DeviceWish, string][]));
+  const device = select(
+    `Device ${letter}`,
+    new Map(Object.entries(devices).map(([key, { text }]) => [key, text] as const)),
+  );
   const graph = select(`Graph ${letter}`, new Map([["", "Its own graph"]]));
   const text = el("div", { class: "answer", role: "region", tabIndex: 0, aria: { label: `Answer ${letter}` } });
   const facts = el("dl", { class: "facts numbers" });
@@ -74,8 +82,9 @@ function side(letter: string): Side {
       try {
         show([["State", "loading"]]);
         const source = { kind: "stored", id: model.value } as const;
-        const wish = device.value as DeviceWish;
-        const loaded = await worker.load({ source, device: wish, graph: graph.value || undefined, ortUrl }, { signal });
+        const { device: wish, asStored } = devices[device.value];
+        const request = { source, device: wish, asStored, graph: graph.value || undefined, ortUrl };
+        const loaded = await worker.load(request, { signal });
         return await say(worker, loaded, prompt, signal);
       } catch (error) {
         show([["Failed", (error as Error).message]]);

@@ -93,10 +93,11 @@ async function open(
   const paths = await Promise.all((await folder.list()).map((path) => sized(folder, path)));
   const { graph } = selectFiles(paths, choice, report, request.graph);
   const directory = await store.directory(stored.id);
-  const place = await graphFor(directory, folder, graph, choice, (done, total) => {
+  const onMatrix = (done: number, total: number) => {
     signal.throwIfAborted();
     emit({ stage: "prepare", done, total });
-  });
+  };
+  const place = request.asStored ? { folder, graph } : await graphFor(directory, folder, graph, choice, onMatrix);
   const started = performance.now();
   emit({ stage: "runtime" });
   const ort = await loadOrt(choice, request.ortUrl);

@@ -32,6 +32,8 @@ export interface CreateEngineOptions {
   readonly threads?: number;
   /** The graph to run, "onnx/model_q4.onnx". */
   readonly graph?: string;
+  /** Run a 4-bit graph on WASM as it is stored, not as its integer twin: several times slower, float32 activations. */
+  readonly asStored?: boolean;
   readonly onProgress?: (event: LoadEvent) => void;
   /** Stops the download; what has arrived stays, and the next call goes on from there. */
   readonly signal?: AbortSignal;
@@ -62,11 +64,11 @@ export async function createEngine(
   options: CreateEngineOptions = {},
 ): Promise<WebEngine> {
   const worker = workerOf(options);
-  const { device = "auto", context, threads, graph, onProgress, signal } = options;
+  const { device = "auto", context, threads, graph, asStored, onProgress, signal } = options;
   const source = typeof model === "string" ? parseSource(model) : model;
   const ortUrl = new URL(options.ortUrl ?? "ort/", document.baseURI).href;
   try {
-    await worker.load({ source, device, context, threads, graph, ortUrl }, { onEvent: onProgress, signal });
+    await worker.load({ source, device, context, threads, graph, asStored, ortUrl }, { onEvent: onProgress, signal });
   } catch (error) {
     worker.terminate();
     throw error;

@@ -17,6 +17,8 @@ export interface LoadRequest {
   /** Tokens of prompt and answer; default: the model's own, at most 4096. */
   readonly context?: number;
   readonly threads?: number;
+  /** Run a 4-bit graph on WASM as it is stored, not as its integer twin: slower, float32 activations. */
+  readonly asStored?: boolean;
   /** Folder with the .mjs and .wasm files of onnxruntime-web, absolute. */
   readonly ortUrl: string;
 }

@@ -46,12 +46,15 @@ const BASE = [
 /** Gives SwiftShader as the WebGPU adapter where there is no GPU; without it a headless Chromium has no adapter. */
 export const WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 
+/** For a browser's whole run, and with room for a build around it for a test: machines that test are busy ones. */
+export const LIMIT_MS = 120_000;
+
 /** A browser of its own with a fresh profile. It is killed when `timeoutMs` is over, whatever it is doing. */
 export async function withBrowser<T>(
   run: (context: BrowserContext) => Promise<T>,
   options: { flags?: readonly string[]; timeoutMs?: number; width?: number; height?: number } = {},
 ): Promise<T> {
-  const { flags = [], timeoutMs = 60_000, width = 1280, height = 800 } = options;
+  const { flags = [], timeoutMs = LIMIT_MS, width = 1280, height = 800 } = options;
   const server = await chromium.launchServer({
     executablePath: chromiumPath,
     headless: true,
@@ -61,7 +64,7 @@ export async function withBrowser<T>(
   try {
     const browser = await chromium.connect(server.wsEndpoint());
     const context = await browser.newContext({ viewport: { width, height }, acceptDownloads: false });
-    context.setDefaultTimeout(Math.min(timeoutMs, 20_000)); // a hung wait says where, before the browser is killed
+    context.setDefaultTimeout(Math.min(timeoutMs, 45_000)); // a hung wait says where, before the browser is killed
     return await run(context);
   } finally {
     clearTimeout(limit);

@@ -6,7 +6,7 @@ import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { sha256Hex } from "../../src/hash.ts";
 import { type Built, buildHarness, buildPage } from "./build.ts";
-import { noChromium, openPage, withBrowser } from "./chromium.ts";
+import { LIMIT_MS, noChromium, openPage, withBrowser } from "./chromium.ts";
 import type { Harness } from "./fixtures/harness.ts";
 import { type Host, sendFile, startHost, tagOf } from "./host.ts";
 
@@ -64,7 +64,7 @@ function hashOf(stored: { base64: string }): string {
   return sha256Hex(new Uint8Array(Buffer.from(stored.base64, "base64")));
 }
 
-describe.skipIf(noChromium())("a model on its way into the browser", () => {
+describe.skipIf(noChromium())("a model on its way into the browser", { timeout: LIMIT_MS + 30_000 }, () => {
   let page: Built;
   let harness: Built;
   let host: Host;

@@ -5,7 +5,7 @@ import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { repoPath } from "../helpers.ts";
 import { type Built, buildHarness, buildPage } from "./build.ts";
-import { noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
+import { LIMIT_MS, noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
 import type { Harness } from "./fixtures/harness.ts";
 import { type Host, startHost } from "./host.ts";
 
@@ -51,7 +51,7 @@ function greedy(page: Page, device: "auto" | "wasm" | "webgpu", prompt: number[]
   );
 }
 
-describe.skipIf(noChromium())("the engine in Chromium", () => {
+describe.skipIf(noChromium())("the engine in Chromium", { timeout: LIMIT_MS + 30_000 }, () => {
   let page: Built;
   let harness: Built;
   let hosts: Record<"plain" | "isolated", Host>;
@@ -115,7 +115,7 @@ describe.skipIf(noChromium())("the engine in Chromium", () => {
         },
         { flags: WEBGPU, timeoutMs: WEBGPU_LIMIT_MS },
       ),
-    WEBGPU_LIMIT_MS + 10_000,
+    WEBGPU_LIMIT_MS + 30_000,
   );
 
   test("falls back to WASM where no adapter is, and says so", () =>

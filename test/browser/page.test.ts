@@ -21,7 +21,7 @@ import type { Ort } from "../../src/onnx/ort.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
 import { type Built, buildPage } from "./build.ts";
-import { noChromium, openPage, withBrowser } from "./chromium.ts";
+import { LIMIT_MS, noChromium, openPage, withBrowser } from "./chromium.ts";
 import { type Host, startHost } from "./host.ts";
 
 const ort = onnxruntime as unknown as Ort;
@@ -115,7 +115,7 @@ async function gptqInNode(text: string): Promise<{ data: Buffer; error: number }
   return { data, error: mean(errors) };
 }
 
-describe.skipIf(noChromium())("the page", () => {
+describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => {
   let built: Built;
   let host: Host;
   const SUBPATH = "/some/where/";
@@ -133,17 +133,14 @@ describe.skipIf(noChromium())("the page", () => {
     run: (page: Page, context: BrowserContext, errors: string[]) => Promise<void>,
     options: { path?: string; width?: number; height?: number } = {},
   ) =>
-    withBrowser(
-      async (context) => {
-        host.intercept = undefined;
-        host.down = false;
-        const { page, errors } = await openPage(context, host.url + (options.path ?? "/"));
-        await run(page, context, errors);
-        // The page asks a static host for /v1/models once, to learn whether a server is behind it.
-        expect(errors.filter((text) => !text.includes("404"))).toEqual([]);
-      },
-      { timeoutMs: 50_000, ...options },
-    );
+    withBrowser(async (context) => {
+      host.intercept = undefined;
+      host.down = false;
+      const { page, errors } = await openPage(context, host.url + (options.path ?? "/"));
+      await run(page, context, errors);
+      // The page asks a static host for /v1/models once, to learn whether a server is behind it.
+      expect(errors.filter((text) => !text.includes("404"))).toEqual([]);
+    }, options);
 
   test("answers, regenerates, edits and resends, and keeps the conversation", () =>
     inPage(async (page) => {
@@ -349,10 +346,7 @@ describe.skipIf(noChromium())("the page", () => {
         buffer: Buffer.from(sample),
       });
       await page.getByRole("button", { name: "Quantize", exact: true }).click();
-      await page
-        .getByText("kept in this browser.")
-        .filter({ hasText: "stories260k-gptq" })
-        .waitFor({ timeout: 40_000 });
+      await page.getByText("kept in this browser.").filter({ hasText: "stories260k-gptq" }).waitFor();
       expect(await page.locator(".layers tbody tr").first().textContent()).toMatch(/down_proj.*e-\d/);
       await picture(page, "quantize");
       const here = await storedFile(page, "stories260k-gptq-4bit", "onnx/model_q4.onnx_data");
