@@ -13,8 +13,10 @@ import type {
   Usage,
 } from "../src/runtime/engine.ts";
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../src/tokenizer/tokenizer.ts";
+import type { ToolCallEvent } from "../src/tokenizer/tool-calls.ts";
 import { ApiError, contextLengthError } from "./openai/errors.ts";
 import { ReasoningSplitter, thinkingState } from "./reasoning.ts";
+import { planTools, type ToolPlan } from "./tools.ts";
 
 /** A chat request of any API, in the engine's terms. */
 export interface ChatJob {
@@ -106,20 +108,32 @@ export async function* answer(
   const { tokenizer } = engine;
   const thinking = job.splitReasoning ? thinkingState(tokenizer.chatTemplate, prompt.text) : "never";
   const splitter = new ReasoningSplitter(thinking);
+  const plan = job.tools && planTools(tokenizer.chatTemplate, prompt.text, job.tools);
+  const calls = plan && new CallReader(plan, job.tools?.parallel ?? true);
+  const options: GenerateOptions = {
+    ...job.generate,
+    ...(plan ? { keepSpecialTokens: true } : {}), // marks such as [TOOL_CALLS] are special tokens
+    ...(plan?.grammar ? { grammar: plan.grammar } : {}),
+    signal,
+  };
   const held = new HeldTokens(tokenizer, job.generate.keepSpecialTokens ?? false);
   let reasoningTokens = 0;
-  for await (const piece of engine.generate(prompt.ids, { ...job.generate, signal })) {
+  for await (const piece of engine.generate(prompt.ids, options)) {
     held.add(piece);
     const wasThinking = splitter.thinking;
     const parts = splitter.push(piece.text);
     if (piece.finish) parts.push(...splitter.end());
-    for (const { kind, text } of parts) yield { kind, text, ...held.take() };
+    for (const { kind, text } of parts) {
+      if (kind === "reasoning" || !calls) yield { kind, text, ...held.take() };
+      else yield* calls.read(text, held);
+    }
     if (wasThinking || splitter.thinking) reasoningTokens += piece.tokens.length;
     if (piece.finish === "aborted") throw new NibbleError("aborted", "The request was cancelled.");
     if (piece.finish) {
+      if (calls) yield* calls.end(held);
       yield {
         kind: "finish",
-        reason: piece.finish,
+        reason: piece.finish === "stop" && calls?.any ? "tool_calls" : piece.finish,
         stopString: piece.stopString,
         usage: { ...requireUsage(piece), reasoningTokens },
         timings: piece.timings,
@@ -128,6 +142,41 @@ export async function* answer(
     }
   }
   throw new NibbleError("engine", `${engine.info.id}: the stream ended without a last piece.`);
+}
+
+/** Calls found in the text, with ids; beyond the first where calls may not be parallel they are left out. */
+class CallReader {
+  private readonly plan: ToolPlan;
+  private readonly parallel: boolean;
+  any = false;
+
+  constructor(plan: ToolPlan, parallel: boolean) {
+    this.plan = plan;
+    this.parallel = parallel;
+  }
+
+  read(text: string, held: HeldTokens): AnswerEvent[] {
+    return this.events(this.plan.parser.push(text), held);
+  }
+
+  end(held: HeldTokens): AnswerEvent[] {
+    return this.events(this.plan.parser.end(), held);
+  }
+
+  private events(found: readonly ToolCallEvent[], held: HeldTokens): AnswerEvent[] {
+    return found.flatMap((event): AnswerEvent[] => {
+      if (event.kind === "text") {
+        const blank = this.any && event.text.trim() === ""; // between calls and behind them
+        return blank ? [] : [{ kind: "text", text: event.text, ...held.take() }];
+      }
+      if (event.kind === "end" || (!this.parallel && event.index > 0)) return [];
+      held.take(); // the tokens of a call are no text
+      const { index } = event;
+      if (event.kind === "arguments") return [{ kind: "arguments", index, text: event.text }];
+      this.any = true;
+      return [{ kind: "tool_call", index, id: this.plan.makeId(), name: event.name }];
+    });
+  }
 }
 
 export function requireUsage(piece: Piece): Usage {

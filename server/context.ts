@@ -116,10 +116,10 @@ export async function* holding<T>(held: Hold, items: AsyncIterable<T>): AsyncGen
   }
 }
 
-/** "chatcmpl-" and 24 letters or digits. */
-export function makeId(prefix: string): string {
+/** "chatcmpl-" and 24 letters or digits; Mistral's templates take 9 of them. */
+export function makeId(prefix: string, length = 24): string {
   const letters = "abcdefghijklmnopqrstuvwxyz0123456789";
-  const bytes = crypto.getRandomValues(new Uint8Array(24));
+  const bytes = crypto.getRandomValues(new Uint8Array(length));
   return prefix + Array.from(bytes, (byte) => letters[byte % letters.length]).join("");
 }
 

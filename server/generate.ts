@@ -1,10 +1,11 @@
 /** From a chat job to running answers: the part that every chat-shaped route shares. */
 import type { Context } from "hono";
 import type { Engine } from "../src/runtime/engine.ts";
-import { type AnswerEvent, answer, type ChatJob, renderPrompt, requireContext } from "./answer.ts";
+import { type AnswerEvent, answer, type ChatJob, type RenderedPrompt, renderPrompt, requireContext } from "./answer.ts";
 import { type Hold, hold, holding, requestFacts, type ServerContext } from "./context.ts";
+import { requireGrammar } from "./grammar.ts";
 import { merge } from "./merge.ts";
-import { requireToolUse } from "./tools.ts";
+import { planTools } from "./tools.ts";
 
 export interface RunningAnswers {
   readonly held: Hold;
@@ -26,8 +27,7 @@ export async function startAnswers(
   try {
     const { engine } = held.lease;
     const job = makeJob(engine);
-    requireToolUse(job.tools);
-    const prompt = renderPrompt(engine.tokenizer, job);
+    const prompt = toolPrompt(engine, job, renderPrompt(engine.tokenizer, job));
     requireContext(engine, prompt.ids, "messages");
     const answers = Array.from({ length: count }, (_, index) =>
       answer(engine, choice(job, index), prompt, held.signal),
@@ -42,6 +42,17 @@ export async function startAnswers(
     held.end();
     throw error;
   }
+}
+
+/** A forced call begins behind the prompt, in the family's own spelling; a schema that cannot be kept is refused. */
+function toolPrompt({ tokenizer }: Engine, { tools }: ChatJob, prompt: RenderedPrompt): RenderedPrompt {
+  if (!tools) return prompt;
+  const { promptSuffix, grammar } = planTools(tokenizer.chatTemplate, prompt.text, tools);
+  if (grammar) requireGrammar(grammar, "tools");
+  if (promptSuffix === "") return prompt;
+  const addSpecialTokens = tokenizer.chatTemplate === undefined; // a template writes its own
+  const text = prompt.text + promptSuffix;
+  return { text, ids: tokenizer.encode(text, { addSpecialTokens }) };
 }
 
 /** Choices of one seeded request differ, and are the same every time. */

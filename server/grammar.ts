@@ -1,11 +1,24 @@
-/** Whether a grammar can be enforced; what cannot is refused here, before a token is made. */
+/** Whether a grammar can be enforced: it is read here, so that what cannot be is refused before a token is made. */
+import { NibbleError } from "../src/errors.ts";
+import { grammarNode } from "../src/grammar/grammar.ts";
 import type { GrammarSpec } from "../src/runtime/engine.ts";
-import { refuse } from "./openai/errors.ts";
+import { ApiError, badValue } from "./openai/errors.ts";
 
+/** Characters of a schema's or grammar's text; published schemas of whole APIs stay below. */
+const MAX_GRAMMAR_LENGTH = 256 * 1024;
+
+/** The spec itself; throws 400 naming the field, and the keyword where one is not supported. */
 export function requireGrammar(spec: GrammarSpec, param: string): GrammarSpec {
-  throw refuse(
-    param,
-    `'${param}' asks for constrained decoding (${spec.kind}), which this version does not do.`,
-    "unsupported_value",
-  );
+  const text = JSON.stringify(spec);
+  if (text.length > MAX_GRAMMAR_LENGTH) {
+    throw badValue(param, `'${param}' is ${text.length} characters long; the most is ${MAX_GRAMMAR_LENGTH}.`);
+  }
+  try {
+    grammarNode(spec);
+  } catch (error) {
+    if (!(error instanceof NibbleError)) throw error;
+    const apiCode = error.code === "unsupported" ? "unsupported_value" : "invalid_value";
+    throw new ApiError(400, apiCode, `Invalid '${param}': ${error.message}`, { param, code: error.code });
+  }
+  return spec;
 }

@@ -1,10 +1,31 @@
-/** Whether the tools of a request can be served; what cannot be promised is refused before a token is made. */
+/** What a request's tools mean for the prompt, the grammar and the reading of the answer. */
+import type { GrammarSpec } from "../src/runtime/engine.ts";
+import { forceToolCalls, type ToolCallParser, toolCallParser } from "../src/tokenizer/tool-calls.ts";
+import { toolFormatOf } from "../src/tokenizer/tool-formats.ts";
 import type { ToolUse } from "./answer.ts";
-import { refuse } from "./openai/errors.ts";
+import { makeId } from "./context.ts";
 
-export function requireToolUse(use: ToolUse | undefined): void {
-  if (!use || use.choice === "auto") return;
-  const what = use.choice === "required" ? "required" : `the function ${use.choice.name}`;
-  const message = `'tool_choice' ${what} needs constrained decoding, which this version does not do.`;
-  throw refuse("tool_choice", message, "unsupported_value");
+export interface ToolPlan {
+  /** Behind the rendered prompt; "" where the model chooses. */
+  readonly promptSuffix: string;
+  /** Where a call is forced. */
+  readonly grammar: GrammarSpec | undefined;
+  /** Of one answer: it remembers what it read. */
+  readonly parser: ToolCallParser;
+  readonly makeId: () => string;
+}
+
+export function planTools(template: string | undefined, prompt: string, use: ToolUse): ToolPlan {
+  const { definitions, choice, parallel } = use;
+  const makeCallId = toolFormatOf(template) === "mistral" ? () => makeId("", 9) : () => makeId("call_");
+  if (choice === "auto") {
+    return {
+      promptSuffix: "",
+      grammar: undefined,
+      parser: toolCallParser(template, definitions),
+      makeId: makeCallId,
+    };
+  }
+  const named = choice === "required" ? definitions : definitions.filter(({ name }) => name === choice.name);
+  return { ...forceToolCalls(template, prompt, named, choice === "required" && parallel), makeId: makeCallId };
 }

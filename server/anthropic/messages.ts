@@ -4,7 +4,7 @@ import type { Engine } from "../../src/runtime/engine.ts";
 import type { ChatMessage } from "../../src/tokenizer/tokenizer.ts";
 import type { ChatJob, FinalUsage, ToolUse } from "../answer.ts";
 import { requireGrammar } from "../grammar.ts";
-import type { WholeAnswer } from "../openai/chat-response.ts";
+import { parsedArguments, type WholeAnswer } from "../openai/chat-response.ts";
 import { badValue, refuse } from "../openai/errors.ts";
 import { acceptFields } from "../openai/fields.ts";
 import { jsonSchema } from "../openai/response-format.ts";
@@ -202,7 +202,7 @@ export function toMessage(id: string, model: string, answer: WholeAnswer) {
         type: "tool_use",
         id: call.id,
         name: call.function.name,
-        input: JSON.parse(call.function.arguments || "{}"),
+        input: parsedArguments(call.function.arguments),
       })),
     ],
     stop_reason: stopReason(answer),

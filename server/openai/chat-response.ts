@@ -169,3 +169,15 @@ export function toCompletion(
     usage: usageOut(addUsage(answers.map(({ finish }) => finish.usage))),
   };
 }
+
+/** Where an API wants arguments as an object; a call that max_tokens cut has none that can be read. */
+export function parsedArguments(text: string): Record<string, unknown> {
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === "object" && value !== null && !Array.isArray(value)
+      ? (value as Record<string, unknown>)
+      : {};
+  } catch {
+    return {};
+  }
+}

@@ -1,6 +1,7 @@
 /** Sampling fields that chat, completions and infill share, and their way into the engine's options. */
 import { z } from "zod";
 import type { GenerateOptions, GrammarSpec } from "../../src/runtime/engine.ts";
+import { requireGrammar } from "../grammar.ts";
 import { badValue } from "./errors.ts";
 import { grammarOf, type ResponseFormat, responseFormat } from "./response-format.ts";
 
@@ -62,7 +63,7 @@ function grammarField(request: { grammar?: string; response_format?: ResponseFor
   const format = request.response_format && grammarOf(request.response_format, "response_format");
   if (request.grammar === undefined) return format;
   if (format) throw badValue("grammar", "'grammar' and 'response_format' both constrain the answer; send one.");
-  return { kind: "ebnf", grammar: request.grammar };
+  return requireGrammar({ kind: "ebnf", grammar: request.grammar }, "grammar");
 }
 
 function logitBias(bias: Readonly<Record<string, number>>, vocabSize: number): Record<number, number> {

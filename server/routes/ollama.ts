@@ -20,6 +20,7 @@ import {
   ollamaShow,
   refuseImages,
 } from "../ollama/requests.ts";
+import { parsedArguments } from "../openai/chat-response.ts";
 import { shorten } from "../openai/embeddings.ts";
 import { ApiError, refuse, toHttpError } from "../openai/errors.ts";
 import { toPrompts } from "../openai/prompts.ts";
@@ -208,7 +209,7 @@ async function* answerLines(
     if (!call) return [];
     const { name, text } = call;
     call = undefined;
-    return [line("", { tool_calls: [{ function: { name, arguments: JSON.parse(text || "{}") } }] })];
+    return [line("", { tool_calls: [{ function: { name, arguments: parsedArguments(text) } }] })];
   };
   for await (const { item } of events) {
     if (item.kind !== "arguments") yield* finishedCall();
