@@ -56,7 +56,7 @@ export type Outputs = ort.InferenceSession.OnnxValueMapType;
 
 /** A decoder graph on ONNX Runtime. */
 export class Decoder {
-  private constructor(private readonly session: ort.InferenceSession) {}
+  constructor(private readonly session: ort.InferenceSession) {}
 
   static async of(model: Model, weights: Weights = floatWeights(model.checkpoint)): Promise<Decoder> {
     const graph = decoderGraph(model, { weights, kv: fullKv(), maxPositions: 128, hiddenStates: "all" });
