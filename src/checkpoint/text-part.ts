@@ -22,6 +22,7 @@ const PREFIXES: readonly (readonly [RegExp, string])[] = [
 const MULTIMODAL_KEYS = [
   "_flash_attn_2_enabled",
   "neftune_noise_alpha",
+  "num_image_tokens",
   "perceiver_config",
   "pixel_shuffle_factor",
   "use_resampler",
