@@ -58,7 +58,8 @@ class Compiler {
 
   #build(schema: Schema, at: string, depth: number): Node {
     for (const key of Object.keys(schema))
-      if (!ANNOTATIONS.has(key) && !UNDERSTOOD.has(key) && !key.startsWith("x-"))
+      if (key === "uniqueItems" && schema[key] === false) continue;
+      else if (!ANNOTATIONS.has(key) && !UNDERSTOOD.has(key) && !key.startsWith("x-"))
         throw unsupported(`${at}/${escapePointer(key)}`, `the keyword "${key}"`);
     if (typeof schema.$id === "string" && at !== "#") throw unsupported(`${at}/$id`, "$id inside a schema");
 
@@ -156,9 +157,10 @@ class Compiler {
     if (type === "integer") {
       const first = openLo ? Math.floor(lo) + 1 : Math.ceil(lo);
       const last = openHi ? Math.ceil(hi) - 1 : Math.floor(hi);
-      const far = [first, last].some((value) => Number.isFinite(value) && Math.abs(value) > 10 ** 15);
       if (first > last) throw bad(at, `no integer lies between ${lo} and ${hi}`);
-      node = far ? undefined : json.integerBetween(first, last);
+      // Bounds such as those of a 64-bit integer are wider than what is written here.
+      const [from, to] = [Math.max(first, -json.MAX_INTEGER), Math.min(last, json.MAX_INTEGER)];
+      node = from > to ? undefined : json.integerBetween(from, to);
     } else {
       if (lo > hi || (lo === hi && (openLo || openHi))) throw bad(at, `no number lies between ${lo} and ${hi}`);
       node = json.numberBetween(lo, hi, openLo, openHi);
@@ -172,10 +174,10 @@ class Compiler {
     const max = count(schema.maxLength, `${at}/maxLength`) ?? Number.POSITIVE_INFINITY;
     if (min > max) throw bad(at, `minLength ${min} is more than maxLength ${max}`);
     const sized = schema.minLength !== undefined || schema.maxLength !== undefined;
+    // Beside a pattern, format is the annotation that draft 2020-12 makes of it.
     if (schema.pattern !== undefined) {
       if (typeof schema.pattern !== "string") throw bad(`${at}/pattern`, "expected a string");
       if (sized) throw unsupported(`${at}/pattern`, "pattern together with minLength or maxLength");
-      if (schema.format !== undefined) throw unsupported(`${at}/format`, "format together with pattern");
       return this.#pattern(schema.pattern, "search", `${at}/pattern`);
     }
     if (schema.format !== undefined) {

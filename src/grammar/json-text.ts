@@ -133,7 +133,10 @@ export const number: Node = seq(
   ),
 );
 
-/** Whole numbers from lo to hi, either of which may be infinite. */
+/** The largest whole number that bounded integers are written up to; exact as a double. */
+export const MAX_INTEGER = 10 ** 15 - 1;
+
+/** Whole numbers from lo to hi, at most MAX_INTEGER from zero. */
 export function integerBetween(lo: number, hi: number): Node {
   const parts: Node[] = [];
   if (lo < 0) parts.push(seq(literal("-"), magnitude(Math.max(1, -hi), -lo)));
@@ -144,13 +147,11 @@ export function integerBetween(lo: number, hi: number): Node {
 /** Decimal digits of lo .. hi, both at least 0, without leading zeros. */
 function magnitude(lo: number, hi: number): Node {
   if (lo > hi) return alt();
-  const most = hi === Number.POSITIVE_INFINITY ? 10 ** 15 - 1 : hi;
   const parts: Node[] = [];
-  if (hi === Number.POSITIVE_INFINITY && lo > most) return alt();
-  for (let length = String(lo).length; length <= String(most).length; length++) {
+  for (let length = String(lo).length; length <= String(hi).length; length++) {
     const least = length === 1 ? 0 : 10 ** (length - 1);
     const from = Math.max(lo, least);
-    const to = Math.min(most, 10 ** length - 1);
+    const to = Math.min(hi, 10 ** length - 1);
     if (from <= to) parts.push(sameLength(String(from), String(to)));
   }
   return alt(...parts);
@@ -191,9 +192,10 @@ export function numberBetween(lo: number, hi: number, openLo: boolean, openHi: b
 
 function positiveBetween(lo: number, hi: number, openLo: boolean, openHi: boolean): Node | undefined {
   if (lo > hi || (lo === hi && (openLo || openHi))) return NEVER;
+  const unbounded = hi >= WHOLE_LIMIT; // what is written stays below that anyway
   const a = decimal(lo);
-  const b = hi === Number.POSITIVE_INFINITY ? { whole: WHOLE_LIMIT, fraction: "" } : decimal(hi);
-  if (a === undefined || b === undefined || a.whole > b.whole) return undefined;
+  const b = unbounded ? { whole: WHOLE_LIMIT, fraction: "" } : decimal(hi);
+  if (a === undefined || b === undefined || a.whole >= WHOLE_LIMIT) return undefined;
   const places = Math.max(PLACES, a.fraction.length + 1, b.fraction.length);
   if (String(b.whole).length + places > MAX_DIGITS + 1) return undefined;
   const whole = (value: number, fraction: Node) => seq(literal(String(value)), fraction);
@@ -203,7 +205,7 @@ function positiveBetween(lo: number, hi: number, openLo: boolean, openHi: boolea
   if (a.whole === b.whole) parts.push(whole(a.whole, fractions(a.fraction, b.fraction, openLo, openHi, places)));
   else {
     parts.push(whole(a.whole, fractions(a.fraction, undefined, openLo, false, places)));
-    if (hi !== Number.POSITIVE_INFINITY) parts.push(whole(b.whole, fractions("", b.fraction, false, openHi, places)));
+    if (!unbounded) parts.push(whole(b.whole, fractions("", b.fraction, false, openHi, places)));
   }
   return alt(...parts);
 }

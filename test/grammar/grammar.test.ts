@@ -1,6 +1,9 @@
 import { describe, expect, test } from "vitest";
-import { compileGrammar } from "../../src/grammar/grammar.ts";
+import { compileGrammar, grammarNode } from "../../src/grammar/grammar.ts";
+import { Machine } from "../../src/grammar/machine.ts";
+import { vocabularyOf } from "../../src/grammar/vocabulary.ts";
 import type { GrammarSpec } from "../../src/runtime/engine.ts";
+import { goldenTokenizer, isMissingTokenizer } from "../tokenizer/goldens.ts";
 import { accepts, allowedIds, byteTokenizer, random, randomWalk } from "./walk.ts";
 
 const tokenizer = byteTokenizer(["hello", '{"', '":', '", "', "ab", "abc", "é", "12"]);
@@ -145,4 +148,30 @@ test("two answers from one compiled grammar do not disturb each other", () => {
   other.accept(99);
   expect(allowedIds(one.allowed())).toEqual([98]);
   expect(allowedIds(other.allowed())).toEqual([100]);
+});
+
+describe.skipIf(isMissingTokenizer("llama2"))("masks of the 32k tokens of llama2", () => {
+  test("inside counted and free strings are the tokens that can be read byte by byte, each tried alone", () => {
+    const llama2 = goldenTokenizer("llama2");
+    const vocabulary = vocabularyOf(llama2);
+    const schema = {
+      type: "object",
+      properties: { a: { type: "string", minLength: 2, maxLength: 7 }, b: { type: "string" } },
+      required: ["a", "b"],
+    };
+    const machine = new Machine(grammarNode({ kind: "json_schema", schema }));
+    let state = machine.start;
+    const text = new TextEncoder().encode('{"a": "\\u00e9é語b", "b": "x\\n😀"}');
+    for (const byte of text) {
+      const mask = vocabulary.mask(machine, state);
+      for (let id = 0; id < llama2.vocabSize; id++) {
+        let end = llama2.isSpecial(id) ? 0 : state;
+        for (const own of llama2.tokenBytes(id)) end = machine.next(end, own);
+        const readable = end !== 0 && llama2.tokenBytes(id).length > 0;
+        if ((((mask[id >>> 5] >>> (id & 31)) & 1) === 1) !== readable) expect.fail(`token ${id} at state ${state}`);
+      }
+      state = machine.next(state, byte);
+    }
+    expect(machine.accepts(state)).toBe(true);
+  });
 });

@@ -110,6 +110,18 @@ const schemas: [string, unknown][] = [
   ["a pattern of escaped characters", { type: "string", pattern: '^[\\t"\\\\/é\\u0001]{3}$' }],
   ["an enum of everything", { enum: [null, true, 1.5, "s", [1, { a: "b" }], { k: [] }] }],
   ["an empty object", { type: "object", additionalProperties: false }],
+  [
+    "bounds of doubles and 64-bit integers, as zod writes them",
+    {
+      type: "object",
+      properties: {
+        a: { type: "integer", minimum: -9007199254740991, maximum: 9007199254740991 },
+        b: { type: "number", minimum: -1e300, maximum: 1e12 },
+      },
+      required: ["a", "b"],
+    },
+  ],
+  ["a format beside its pattern", { type: "string", format: "ticket", pattern: "^[A-Z]{2}-[0-9]{3}$" }],
   ["types", { type: ["string", "null", "boolean", "integer"] }],
 ];
 
