@@ -343,15 +343,15 @@ export function specOf(
 export async function quantizeMatrix(
   matrix: Matrix,
   spec: GridSpec,
-  recipe: Pick<Recipe, "rounding" | "searchGrid" | "damping" | "asymmetry">,
+  recipe: Pick<Recipe, "rounding" | "searchGrid" | "damping" | "asymmetry" | "refits">,
   statistics: InputStatistics | undefined,
   products: MatrixProducts,
 ): Promise<QuantizedMatrix> {
   const rule = recipe.searchGrid ? searchGrid : rangeRule(spec);
   if (recipe.rounding === "hqq") return hqqMatrix(matrix, spec);
   if (recipe.rounding === "gptq" && statistics) {
-    const { damping, asymmetry } = recipe;
-    return gptqMatrix(matrix, spec, statistics, products, { damping, asymmetry, rule });
+    const { damping, asymmetry, refits } = recipe;
+    return gptqMatrix(matrix, spec, statistics, products, { damping, asymmetry, refits, rule });
   }
   const { cols } = matrix;
   const importance = statistics && Float64Array.from({ length: cols }, (_, c) => statistics.H[c * (cols + 1)]);

@@ -23,6 +23,8 @@ export interface Recipe {
   readonly fold: boolean;
   /** GPTAQ's term, 0 to 1. */
   readonly asymmetry: number;
+  /** Rounds of refitting scales to the codes and sweeping again. */
+  readonly refits: number;
   /** GPTQ's λ as a fraction of mean diag(H). */
   readonly damping: number;
   /** Embedding and head; undefined leaves them float. */
@@ -68,6 +70,7 @@ function base(name: string, options: MethodOptions): Recipe {
     searchGrid: false,
     fold: false,
     asymmetry: 0,
+    refits: 0,
     damping: 0.01,
     head: headBits === 16 ? undefined : { bits: headBits, groupSize: 32, symmetric },
     windows: 0,
