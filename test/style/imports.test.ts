@@ -19,7 +19,7 @@ const rank: Readonly<Record<string, number>> = {
   eval: 5,
 };
 /** Node's side of the tree, which a page never loads. */
-const nodeOnly = /^(src\/(node|cli)\/|src\/index\.ts$|server\/(main|node)|bin\/|browser-demo\/vite\.config)/;
+const nodeOnly = /^(src\/(node|cli)\/|src\/index\.ts$|server\/(main|node)|bin\/|browser-demo\/vite\.config|quant\/data\/make)/;
 
 interface Import {
   readonly from: string;
