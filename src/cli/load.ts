@@ -22,9 +22,9 @@ export async function expectedMemory(dir: string, flags: LoadFlags): Promise<Mem
 /** Errors: `no_space` before anything is loaded, and the engine's own. */
 export async function openEngine(dir: string, flags: LoadFlags, { output, signal }: CommandContext): Promise<Engine> {
   output.note(`${dir}: ${describeMemory(await expectedMemory(dir, flags))}`);
-  const { device, threads, kv, kvPolicy, context } = flags;
+  const { device, threads, kv, kvPolicy, kvBudget, context } = flags;
   const chatTemplate = flags.chatTemplate === undefined ? undefined : await readFile(flags.chatTemplate, "utf8");
-  const engine = await loadEngine(dir, { device, threads, kv, kvPolicy, context, chatTemplate, signal });
+  const engine = await loadEngine(dir, { device, threads, kv, kvPolicy, kvBudget, context, chatTemplate, signal });
   output.note(`${engine.info.id}: ${engine.info.file} on ${engine.info.binding}`);
   return engine;
 }

@@ -45,12 +45,13 @@ export interface LoadFlags extends OutputFlags {
   readonly context?: number;
   readonly kv?: string;
   readonly kvPolicy?: string;
+  readonly kvBudget?: number;
   readonly chatTemplate?: string;
 }
 
 export function withLoadFlags(command: Command): Command {
   return withOutputFlags(
-    withRefusedFlags(command, ["--kv-budget <n>"])
+    command
       .addOption(new Option("--device <name>", "where it runs").choices(["cpu", "webgpu"]).default("cpu"))
       .option("--threads <n>", "CPU threads", wholeNumber)
       .option("--context <tokens>", "prompt and answer together; the KV cache is made for it", wholeNumber)
@@ -62,6 +63,7 @@ export function withLoadFlags(command: Command): Command {
       .addOption(
         new Option("--kv-policy <name>", "which tokens the KV cache keeps").choices(KV_POLICIES).default("full"),
       )
+      .option("--kv-budget <tokens>", "how many tokens --kv-policy window keeps (default: 1024)", wholeNumber)
       .option("--chat-template <file>", "use this Jinja template instead of the model's own"),
   );
 }

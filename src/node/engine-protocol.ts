@@ -1,6 +1,7 @@
 /** What the main thread and the worker that owns a model say to each other. */
 import type { ErrorCode } from "../errors.ts";
 import { NibbleError } from "../errors.ts";
+import type { WindowPolicy } from "../kv/window.ts";
 import type { EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
 import type { Binding } from "./binding.ts";
 
@@ -10,7 +11,9 @@ export interface WorkerSetup {
   readonly device: "cpu" | "webgpu";
   readonly threads?: number;
   readonly graph: string;
+  /** Tokens that a row of the cache holds at most. */
   readonly contextLength: number;
+  readonly window?: WindowPolicy;
   readonly chatTemplate?: string;
   readonly binding: Binding;
   readonly maxBatch: number;

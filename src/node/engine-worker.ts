@@ -27,6 +27,8 @@ const say = (message: FromWorker): void => port.postMessage(message);
 class ModelWorker {
   private readonly aborts = new Map<number, AbortController>();
   private embedder: ReturnType<typeof openSession> | undefined;
+  /** What was said last, to say nothing twice. */
+  private reported = "";
   private readonly grammars: GrammarCache;
   private readonly timer = setInterval(() => this.reportStats(), STATS_INTERVAL_MS);
 
@@ -64,7 +66,8 @@ class ModelWorker {
     try {
       const constraint = options.grammar && this.grammars.start(options.grammar);
       const sampling = resolveSampling(options, this.offer.sampling, this.vocabSize);
-      const generation = new Generation(this.tokenizer, prompt, options, sampling, this.setup, constraint);
+      const limits = { contextLength: textLength(this.setup) };
+      const generation = new Generation(this.tokenizer, prompt, options, sampling, limits, constraint);
       const promptLogprobs = options.promptLogprobs ? (options.topLogprobs ?? 0) : undefined;
       const stream = this.scheduler.submit({ generation, signal: abort.signal, promptLogprobs });
       for await (const piece of stream) {
@@ -115,6 +118,10 @@ class ModelWorker {
   }
 
   private reportStats(): void {
+    const { scheduler, session } = this;
+    const now = JSON.stringify([scheduler.stats(), session.kvBytesAllocated]);
+    if (now === this.reported) return;
+    this.reported = now;
     say({ kind: "stats", stats: this.scheduler.stats(), kvBytesAllocated: this.session.kvBytesAllocated });
   }
 
@@ -127,6 +134,11 @@ class ModelWorker {
   }
 }
 
+/** Tokens of prompt and answer together: what the cache holds, or no end where it forgets. */
+function textLength({ contextLength, window }: WorkerSetup): number {
+  return window ? Number.MAX_SAFE_INTEGER : contextLength;
+}
+
 async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const offer = await readOffer(nodeFolder(setup.folder));
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: setup.chatTemplate });
@@ -135,7 +147,8 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const session = new DecoderSession(ort, await openSession(ort, path, setup), path, setup.contextLength);
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
-  const { contextLength, id } = setup;
+  const { id, window } = setup;
+  const contextLength = textLength(setup);
   const maxBatch = without.batching ? 1 : setup.maxBatch;
   const scheduler = new Scheduler(session, {
     ...setup,
@@ -153,7 +166,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
       contextLength,
       vocabSize,
       binding: `node-${setup.device}${setup.binding === "capi" ? "-capi" : ""}`,
-      kv: { format: session.shape.kvFormat, policy: "full" },
+      kv: { format: session.shape.kvFormat, policy: window ? "window" : "full" },
       maxBatch,
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,

@@ -11,6 +11,7 @@ import { capabilitiesOf, requireFeature } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { readAll } from "../files.ts";
+import { type WindowPolicy, windowPolicy } from "../kv/window.ts";
 import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
 import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
@@ -35,7 +36,10 @@ export interface LoadEngineOptions {
   readonly context?: number;
   /** Number format of the KV cache; default: int8 where the folder has it, else the graph's own. */
   readonly kv?: string;
+  /** Which tokens the cache keeps: "full" (default), or "window" for texts without end at constant memory. */
   readonly kvPolicy?: string;
+  /** Tokens in the cache under "window". */
+  readonly kvBudget?: number;
   /** Jinja text instead of the folder's template. */
   readonly chatTemplate?: string;
   /** What `info.id` says; default: the folder's name. */
@@ -54,6 +58,8 @@ export interface LoadEngineOptions {
 
 const DEFAULT_MAX_BATCH = 8;
 const DEFAULT_MAX_WAITING = 64;
+/** Tokens under "window" where nothing is said: a few screens of text. */
+const DEFAULT_BUDGET = 1024;
 const DEFAULT_PREFIX_CACHE_BYTES = 256 * 2 ** 20;
 /** Of the memory left after weights and one full context, what the caches of further sequences may take. */
 const KV_SHARE = 0.5;
@@ -68,12 +74,8 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const info = await stat(path).catch(() => undefined);
   if (!info?.isDirectory()) throw new NibbleError("not_found", `${folder} is no model folder.`);
   const offer = await readOffer(nodeFolder(path));
-  if ((options.kvPolicy ?? "full") !== "full") {
-    throw new NibbleError("unsupported", `--kv-policy ${options.kvPolicy}: this version has full.`, {
-      param: "kvPolicy",
-    });
-  }
-  const contextLength = contextOf(folder, offer, options.context);
+  const window = windowOf(offer, options);
+  const contextLength = window?.budget ?? contextOf(folder, offer, options.context);
   const capabilities = capabilitiesOf(offer.config, contextLength);
   if (options.speculate) requireFeature(capabilities, "speculation", "speculate");
   if ((options.prefixCacheBytes ?? 0) > 0) requireFeature(capabilities, "prefix cache", "prefixCacheBytes");
@@ -92,6 +94,7 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     threads: options.threads ?? availableParallelism(),
     graph: need.graph,
     contextLength,
+    window,
     chatTemplate: options.chatTemplate,
     binding,
     maxBatch: options.maxBatch ?? DEFAULT_MAX_BATCH,
@@ -117,6 +120,24 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   }
   report("load the model", 2);
   return engine;
+}
+
+/** `--kv-policy`; errors: `unsupported`, `bad_option`. */
+function windowOf(
+  offer: ModelOffer,
+  { kvPolicy = "full", kvBudget, context }: LoadEngineOptions,
+): WindowPolicy | undefined {
+  if (kvPolicy === "window")
+    return windowPolicy(kvBudget ?? context ?? Math.min(DEFAULT_BUDGET, offer.contextLength), offer.contextLength);
+  if (kvPolicy !== "full") {
+    throw new NibbleError("unsupported", `--kv-policy ${kvPolicy}: this version has full and window.`, {
+      param: "kvPolicy",
+    });
+  }
+  if (kvBudget === undefined) return undefined;
+  throw new NibbleError("bad_option", "--kv-budget says what --kv-policy window keeps; full keeps everything.", {
+    param: "kvBudget",
+  });
 }
 
 function contextOf(folder: string, offer: ModelOffer, asked: number | undefined): number {

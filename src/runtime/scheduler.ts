@@ -5,6 +5,7 @@
  *   row  n          the one whose prompt is being read, if any
  */
 import { NibbleError } from "../errors.ts";
+import { type WindowPolicy, windowTokens } from "../kv/window.ts";
 import type { EngineStats, GeneratedToken, Piece } from "./engine.ts";
 import type { Generation } from "./generate.ts";
 import { GUESS_TOKENS, GuessGauge, lookUp } from "./lookup.ts";
@@ -27,6 +28,8 @@ export interface BatchSession {
 
 export interface SchedulerOptions {
   readonly maxBatch: number;
+  /** Forget what lies between the first tokens and the recent ones, instead of ending at the context's length. */
+  readonly window?: WindowPolicy;
   /** Requests that may wait; one more is `overloaded`. */
   readonly maxWaiting: number;
   /** Prompt tokens computed at once while nobody else waits for a token, and while somebody does. */
@@ -51,7 +54,9 @@ export interface Request {
 
 interface Sequence extends Request {
   readonly stream: Stream<Piece>;
-  /** Tokens in the cache. */
+  /** What the model sees: the generation's own tokens, or under a window those that it kept. */
+  seen: number[];
+  /** How many of them are in the cache. */
   past: number;
   cachedTokens: number;
   startedAt: number;
@@ -65,6 +70,8 @@ export class Scheduler {
   private readonly waiting: Sequence[] = [];
   private readonly decoding: Sequence[] = [];
   private prefilling: Sequence | undefined;
+  /** Sequences whose window moved: they are read again before anybody new is. */
+  private readonly shifted: Sequence[] = [];
   private busy: Promise<void> | undefined;
   private closed = false;
   private readonly prefixes: PrefixCache<ArrayBufferView>;
@@ -79,7 +86,7 @@ export class Scheduler {
 
   stats(): EngineStats {
     return {
-      running: this.decoding.length + (this.prefilling ? 1 : 0),
+      running: this.decoding.length + this.shifted.length + (this.prefilling ? 1 : 0),
       waiting: this.waiting.length,
       ...this.counts,
     };
@@ -99,6 +106,9 @@ export class Scheduler {
       stream: new Stream<Piece>(() => {
         sequence.left = true;
       }),
+      seen: this.options.window
+        ? windowTokens(request.generation.tokens, this.options.window)
+        : request.generation.tokens,
       past: 0,
       cachedTokens: 0,
       startedAt: 0,
@@ -148,9 +158,9 @@ export class Scheduler {
   }
 
   private failAll(error: NibbleError): void {
-    for (const sequence of [...this.decoding, ...(this.prefilling ? [this.prefilling] : []), ...this.waiting]) {
-      sequence.stream.fail(error);
-    }
+    const reading = this.prefilling ? [this.prefilling] : [];
+    for (const { stream } of [...this.decoding, ...this.shifted, ...reading, ...this.waiting]) stream.fail(error);
+    this.shifted.length = 0;
     this.decoding.length = 0;
     this.waiting.length = 0;
     this.prefilling = undefined;
@@ -158,8 +168,8 @@ export class Scheduler {
 
   private dropStopped(): void {
     const stopped = (sequence: Sequence) => sequence.left || sequence.signal?.aborted || sequence.generation.finished;
-    for (let i = this.waiting.length - 1; i >= 0; i--) {
-      if (stopped(this.waiting[i])) this.finish(this.waiting.splice(i, 1)[0]);
+    for (const queue of [this.waiting, this.shifted]) {
+      for (let i = queue.length - 1; i >= 0; i--) if (stopped(queue[i])) this.finish(queue.splice(i, 1)[0]);
     }
     if (this.prefilling && stopped(this.prefilling)) {
       this.finish(this.prefilling);
@@ -168,11 +178,15 @@ export class Scheduler {
     for (let i = this.decoding.length - 1; i >= 0; i--) if (stopped(this.decoding[i])) this.leave(i);
   }
 
-  /** Takes a sequence out of the batch and closes the gap. */
   private leave(row: number): void {
     const sequence = this.decoding[row];
-    this.prefixes.keep(row, sequence.generation.tokens, sequence.past);
+    this.prefixes.keep(row, sequence.seen, sequence.past);
     this.finish(sequence);
+    this.takeOut(row);
+  }
+
+  /** Takes a sequence out of the batch and closes the gap. */
+  private takeOut(row: number): void {
     const last = this.decoding.length - 1;
     if (row !== last) {
       this.session.moveRow(last, row);
@@ -191,10 +205,11 @@ export class Scheduler {
   private admit(): void {
     const { maxBatch, maxKvBytes = Number.POSITIVE_INFINITY } = this.options;
     if (this.decoding.length === 0 && !this.prefilling) this.session.shrink(0, 0);
+    this.prefilling ??= this.shifted.shift();
     while (!this.prefilling && this.waiting.length > 0 && this.decoding.length < maxBatch) {
       const next = this.waiting[0];
       const row = this.decoding.length;
-      const longest = Math.max(next.generation.tokens.length, ...this.decoding.map(({ past }) => past));
+      const longest = Math.max(next.seen.length, ...this.decoding.map(({ past }) => past));
       if (row > 0 && this.session.bytesFor(row + 1, longest) > maxKvBytes) break; // until somebody leaves
       this.waiting.shift();
       next.startedAt = performance.now();
@@ -206,7 +221,7 @@ export class Scheduler {
       }
       if (next.promptLogprobs === undefined) {
         const reserve = (tokens: number) => this.session.reserve(row + 1, tokens);
-        next.past = this.prefixes.restore(row, next.generation.tokens, reserve);
+        next.past = this.prefixes.restore(row, next.seen, reserve);
         next.cachedTokens = next.past;
         this.counts.cachedTokens += next.past;
       }
@@ -218,7 +233,7 @@ export class Scheduler {
     const { generation, promptLogprobs } = sequence;
     const row = this.decoding.length;
     const { alone, beside } = this.options.prefillChunk ?? PREFILL_CHUNK;
-    const prompt = generation.tokens;
+    const prompt = sequence.seen;
     const { recomputeAbove: limit = Number.POSITIVE_INFINITY } = this.options;
     const size = row > 0 ? beside : alone;
     // the first piece of a text beyond the limit reaches beyond it: every key is rotated for a long text
@@ -238,8 +253,10 @@ export class Scheduler {
     sequence.past = end;
     if (end < prompt.length) return;
     this.prefilling = undefined;
-    sequence.firstTokenAt = performance.now();
-    this.prefixes.keep(row, prompt, end);
+    if (sequence.firstTokenAt === 0) {
+      sequence.firstTokenAt = performance.now();
+      this.prefixes.keep(row, prompt, end);
+    }
     if (!generation.wantsToken) this.say(sequence, generation.end("length"));
     else this.take(sequence, logits[logits.length - 1]);
     this.decoding.push(sequence); // dropStopped takes it out again where that was its only token
@@ -248,18 +265,18 @@ export class Scheduler {
   private async decodeStep(): Promise<void> {
     const batch = this.decoding.filter(({ generation }) => !generation.finished);
     if (batch.length !== this.decoding.length) return; // dropStopped closes the gaps first
+    if (this.options.window && this.moveWindows(this.options.window)) return;
     if (batch.length === 1 && this.options.speculate && (await this.guessStep(batch[0]))) return;
     if (batch.length === 1 && batch[0].past === this.options.recomputeAbove) {
       const [sequence] = batch;
-      const { tokens } = sequence.generation;
-      const [row] = await this.session.append(0, 0, tokens);
-      sequence.past = tokens.length;
+      const [row] = await this.session.append(0, 0, sequence.seen);
+      sequence.past = sequence.seen.length;
       this.take(sequence, row);
       return;
     }
     const logits = await this.session.decode(
       batch.map(({ past }) => past),
-      batch.map(({ generation }) => generation.tokens[generation.tokens.length - 1]),
+      batch.map(({ seen }) => seen[seen.length - 1]),
     );
     for (const [i, sequence] of batch.entries()) {
       sequence.past++;
@@ -267,20 +284,36 @@ export class Scheduler {
     }
   }
 
+  /** Sends sequences whose cache is full back to be read again; whether there were any. */
+  private moveWindows(window: WindowPolicy): boolean {
+    let moved = false;
+    for (let row = this.decoding.length - 1; row >= 0; row--) {
+      const sequence = this.decoding[row];
+      if (sequence.past < window.budget) continue;
+      this.takeOut(row);
+      sequence.seen = windowTokens(sequence.seen, window);
+      sequence.past = 0;
+      this.shifted.push(sequence);
+      moved = true;
+    }
+    return moved;
+  }
+
   /** One step over a guess; false where there is none. */
   private async guessStep(sequence: Sequence): Promise<boolean> {
-    const { generation, gauge } = sequence;
-    const room = generation.tokensLeft - 1;
+    const { generation, gauge, seen } = sequence;
+    const { window } = this.options;
+    const room = Math.min(generation.tokensLeft, window ? window.budget - sequence.past : Infinity) - 1;
     if (room <= 0 || !gauge.wantsGuess) return false;
-    const guess = lookUp(generation.tokens, Math.min(GUESS_TOKENS, room));
+    const guess = lookUp(seen, Math.min(GUESS_TOKENS, room));
     if (guess.length === 0) return false;
-    const last = generation.tokens[generation.tokens.length - 1];
+    const last = seen[seen.length - 1];
     const logits = await this.session.append(0, sequence.past, [last, ...guess], "all");
     let accepted = 0;
     for (const [i, row] of logits.entries()) {
       sequence.past++; // the token before this row is right: its keys and values stay
       this.take(sequence, row);
-      const made = generation.tokens[generation.tokens.length - 1];
+      const made = seen[seen.length - 1];
       if (generation.finished || made !== guess[i]) break;
       accepted++;
     }
@@ -291,7 +324,9 @@ export class Scheduler {
   private take(sequence: Sequence, logits: Float32Array): void {
     if (sequence.left || sequence.signal?.aborted) return;
     try {
-      const piece = sequence.generation.take(logits);
+      const { generation, seen } = sequence;
+      const piece = generation.take(logits);
+      if (seen !== generation.tokens) seen.push(generation.tokens[generation.tokens.length - 1]);
       this.counts.generatedTokens++;
       if (piece) this.say(sequence, piece);
     } catch (error) {

@@ -1,5 +1,7 @@
 import { readFileSync } from "node:fs";
+import type { Worker } from "node:worker_threads";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { windowTokens } from "../../src/kv/window.ts";
 import { loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
 import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
@@ -165,4 +167,47 @@ test("a full queue refuses, and the others are answered", async () => {
   for (const run of refused) expect(run.reason).toMatchObject({ code: "overloaded" });
   expect(runs.length - refused.length).toBeGreaterThan(0);
   await small.dispose();
+});
+
+test("a window with nothing to drop says what the full cache says", async () => {
+  const windowed = await loadEngine(folder, { threads: 1, kvPolicy: "window", kvBudget: 300 });
+  expect(windowed.info.kv.policy).toBe("window");
+  expect((await collect(windowed.generate([1], { ...greedy, maxTokens: 256 }))).tokens).toEqual(greedyFromBos);
+  await windowed.dispose();
+});
+
+test("a window that forgets goes on as from the sinks and the recent tokens, at constant memory", async () => {
+  const policy = { budget: 64 };
+  const windowed = await loadEngine(folder, { threads: 1, kvPolicy: "window", kvBudget: policy.budget });
+  const count = 700; // beyond the model's own 512 positions
+  const got = (await collect(windowed.generate([1], { ...greedy, maxTokens: count }))).tokens;
+  // the same by hand: whenever the cache is full, a new text of what the policy keeps
+  const expected: number[] = [];
+  let text = [1];
+  while (expected.length < count) {
+    const part = await collect(engine.generate(text, { ...greedy, maxTokens: policy.budget + 1 - text.length }));
+    expected.push(...part.tokens);
+    text = windowTokens([...text, ...part.tokens], policy);
+  }
+  expect(got).toEqual(expected.slice(0, count));
+  expect(windowed.info.memory.kvBytesAllocated).toBeLessThanOrEqual(64 * windowed.info.memory.kvBytesPerToken);
+  const streams = [1, 403, 407].map((id) => collect(windowed.generate([1, id], { ...greedy, maxTokens: 150 })));
+  const together = await Promise.all(streams);
+  for (const [i, id] of [1, 403, 407].entries()) {
+    expect(together[i].tokens).toEqual(
+      (await collect(windowed.generate([1, id], { ...greedy, maxTokens: 150 }))).tokens,
+    );
+  }
+  await windowed.dispose();
+});
+
+test("a worker that dies fails its requests, and the next request starts another", async () => {
+  const one = await loadEngine(folder, { threads: 1 });
+  const running = collect(one.generate([1], { ...greedy, maxTokens: 400 }));
+  const worker = await (one as unknown as { start(): Promise<Worker> }).start();
+  await expect.poll(() => one.stats().running, { interval: 5 }).toBe(1);
+  await Promise.all([worker.terminate(), expect(running).rejects.toMatchObject({ code: "engine" })]);
+  expect((await collect(one.generate([1], { ...greedy, maxTokens: 20 }))).tokens).toEqual(greedyFromBos.slice(0, 20));
+  await one.dispose();
+  await expect(collect(one.generate([1]))).rejects.toThrow(/closed/);
 });
