@@ -108,20 +108,23 @@ export async function* answer(
   const { tokenizer } = engine;
   const thinking = job.splitReasoning ? thinkingState(tokenizer.chatTemplate, prompt.text) : "never";
   const splitter = new ReasoningSplitter(thinking);
-  const plan = job.tools && planTools(tokenizer.chatTemplate, prompt.text, job.tools);
+  const plan = job.tools && planTools(tokenizer, prompt.text, job.tools);
   const calls = plan && new CallReader(plan, job.tools?.parallel ?? true);
   const options: GenerateOptions = {
     ...job.generate,
-    ...(plan ? { keepSpecialTokens: true } : {}), // marks such as [TOOL_CALLS] are special tokens
+    ...(plan?.keepSpecialTokens ? { keepSpecialTokens: true } : {}),
     ...(plan?.grammar ? { grammar: plan.grammar } : {}),
     signal,
   };
   const held = new HeldTokens(tokenizer, job.generate.keepSpecialTokens ?? false);
+  const spaces = new FirstSpace(tokenizer, tokenizer.chatTemplate === undefined);
   let reasoningTokens = 0;
   for await (const piece of engine.generate(prompt.ids, options)) {
     held.add(piece);
     const wasThinking = splitter.thinking;
-    const parts = splitter.push(piece.text);
+    const parts = splitter.push(
+      spaces.text(plan?.keepSpecialTokens ? withoutEnd(tokenizer, piece) : piece.text, piece),
+    );
     if (piece.finish) parts.push(...splitter.end());
     for (const { kind, text } of parts) {
       if (kind === "reasoning" || !calls) yield { kind, text, ...held.take() };
@@ -182,6 +185,36 @@ class CallReader {
 export function requireUsage(piece: Piece): Usage {
   if (!piece.usage) throw new NibbleError("engine", "The last piece carries no usage.");
   return piece.usage;
+}
+
+/** Where special tokens are shown, the one that ended the answer is too: it is no part of it. */
+function withoutEnd(tokenizer: Tokenizer, { text, tokens, finish }: Piece): string {
+  const last = tokens.at(-1);
+  if (finish !== "stop" || last === undefined || !tokenizer.eosIds.includes(last)) return text;
+  const end = new TextDecoder().decode(tokenizer.tokenBytes(last));
+  return text.endsWith(end) ? text.slice(0, -end.length) : text;
+}
+
+/**
+ * SentencePiece tokenizers drop the space before the first word of a text. Where an answer goes on from plain text, that
+ * space belongs to it.
+ */
+export class FirstSpace {
+  private open: boolean;
+
+  constructor(
+    private readonly tokenizer: Tokenizer,
+    continuesText: boolean,
+  ) {
+    this.open = continuesText;
+  }
+
+  text(text: string, { tokens }: Piece): string {
+    if (!this.open || tokens.length === 0) return text;
+    this.open = false;
+    const [first] = this.tokenizer.tokenBytes(tokens[0]);
+    return first === 0x20 && !text.startsWith(" ") && text !== "" ? ` ${text}` : text;
+  }
 }
 
 /** Tokens whose text is still held back, given out with the text that they belong to. */

@@ -1,7 +1,7 @@
 /** One completion of token ids, as pieces of a choice: the echoed prompt, then text with its log probabilities. */
 import { NibbleError } from "../src/errors.ts";
 import type { Engine, FinishReason, GenerateOptions, Timings, Usage } from "../src/runtime/engine.ts";
-import { HeldTokens, requireUsage } from "./answer.ts";
+import { FirstSpace, HeldTokens, requireUsage } from "./answer.ts";
 import { type CompletionLogprobs, joinLogprobs, LogprobsWriter } from "./openai/completions.ts";
 import type { Prompt } from "./openai/prompts.ts";
 
@@ -24,6 +24,7 @@ export async function* complete(
   const { tokenizer } = engine;
   const held = new HeldTokens(tokenizer, options.keepSpecialTokens ?? false);
   const writer = new LogprobsWriter(tokenizer, echo ? prompt.text : "");
+  const spaces = new FirstSpace(tokenizer, true);
   let echoed = !echo;
   for await (const piece of engine.generate(prompt.ids, options)) {
     if (piece.finish === "aborted") throw new NibbleError("aborted", "The request was cancelled.");
@@ -34,10 +35,11 @@ export async function* complete(
       yield { text: prompt.text, tokens: [], ...(logprobs ? { logprobs } : {}) };
     }
     held.add(piece);
-    if (piece.text === "" && !piece.finish) continue;
+    const text = spaces.text(piece.text, piece);
+    if (text === "" && !piece.finish) continue;
     const { tokens, logprobs } = held.take();
     yield {
-      text: piece.text,
+      text,
       tokens,
       ...(logprobs ? { logprobs: writer.scored(logprobs) } : {}),
       ...(piece.finish

@@ -47,7 +47,7 @@ export async function startAnswers(
 /** A forced call begins behind the prompt, in the family's own spelling; a schema that cannot be kept is refused. */
 function toolPrompt({ tokenizer }: Engine, { tools }: ChatJob, prompt: RenderedPrompt): RenderedPrompt {
   if (!tools) return prompt;
-  const { promptSuffix, grammar } = planTools(tokenizer.chatTemplate, prompt.text, tools);
+  const { promptSuffix, grammar } = planTools(tokenizer, prompt.text, tools);
   if (grammar) requireGrammar(grammar, "tools");
   if (promptSuffix === "") return prompt;
   const addSpecialTokens = tokenizer.chatTemplate === undefined; // a template writes its own
