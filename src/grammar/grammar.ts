@@ -1,12 +1,12 @@
 /** Constrained decoding: a grammar and a tokenizer give, after every token, the set of tokens that may follow. */
 import { NibbleError } from "../errors.ts";
-import type { GrammarSpec, TokenConstraint } from "../runtime/engine.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { parseGrammar } from "./ebnf.ts";
 import { anyObject, schemaToGrammar } from "./json-schema.ts";
 import { DEAD, Machine } from "./machine.ts";
 import type { Node } from "./nodes.ts";
 import { parseRegex } from "./regex.ts";
+import type { GrammarSpec, TokenConstraint } from "./spec.ts";
 import { toolCalls } from "./tool-calls.ts";
 import { type Vocabulary, vocabularyOf } from "./vocabulary.ts";
 

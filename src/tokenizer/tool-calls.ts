@@ -2,7 +2,7 @@
  * Tool calls in what a model writes: read as they stream, in each family's spelling (tool-formats.ts), and forced by a
  * grammar. Consumers: the server's converters.
  */
-import type { GrammarSpec } from "../runtime/engine.ts";
+import type { GrammarSpec } from "../grammar/spec.ts";
 import { CallScanner } from "./call-scanner.ts";
 import { TOOL_FORMATS, type ToolFormat, type ToolFormatName, toolFormatOf } from "./tool-formats.ts";
 

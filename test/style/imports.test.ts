@@ -12,6 +12,7 @@ const rank: Readonly<Record<string, number>> = {
   checkpoint: 1,
   onnx: 1,
   tokenizer: 1,
+  grammar: 1,
   arch: 2,
   kv: 2,
   export: 3,
@@ -19,7 +20,8 @@ const rank: Readonly<Record<string, number>> = {
   eval: 5,
 };
 /** Node's side of the tree, which a page never loads. */
-const nodeOnly = /^(src\/(node|cli)\/|src\/index\.ts$|server\/(main|node)|bin\/|browser-demo\/vite\.config|quant\/data\/make)/;
+const nodeOnly =
+  /^(src\/(node|cli)\/|src\/index\.ts$|server\/(main|node)|bin\/|browser-demo\/vite\.config|quant\/data\/make)/;
 
 interface Import {
   readonly from: string;
