@@ -1,14 +1,17 @@
 /** The worker thread that owns a model: session, KV cache, sampling, text. Speaks engine-protocol.ts. */
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parentPort, workerData } from "node:worker_threads";
 import { capabilitiesOf } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
 import type { Ort } from "../onnx/ort.ts";
+import { decodeModel } from "../onnx/proto.ts";
 import { embedPrompt } from "../runtime/embed.ts";
 import type { GenerateOptions } from "../runtime/engine.ts";
 import { type ModelOffer, readOffer } from "../runtime/folder.ts";
 import { Generation } from "../runtime/generate.ts";
+import { cachesInPlace, GrowingSession } from "../runtime/growing-session.ts";
 import { resolveSampling } from "../runtime/sampling.ts";
 import { Scheduler } from "../runtime/scheduler.ts";
 import { DecoderSession } from "../runtime/session.ts";
@@ -37,7 +40,7 @@ class ModelWorker {
     private readonly offer: ModelOffer,
     private readonly ort: Ort,
     private readonly tokenizer: Tokenizer,
-    private readonly session: DecoderSession,
+    private readonly session: DecoderSession | GrowingSession,
     private readonly scheduler: Scheduler,
     private readonly vocabSize: number,
   ) {
@@ -144,18 +147,22 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: setup.chatTemplate });
   const ort = await ortFor(setup.binding);
   const path = join(setup.folder, setup.graph);
-  const session = new DecoderSession(ort, await openSession(ort, path, setup), path, setup.contextLength);
+  const opened = await openSession(ort, path, setup);
+  const inPlace = cachesInPlace(decodeModel(await readFile(path)));
+  const session = inPlace
+    ? new DecoderSession(ort, opened, path, setup.contextLength)
+    : new GrowingSession(ort, opened, path);
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
   const { id, window } = setup;
   const contextLength = textLength(setup);
-  const maxBatch = without.batching ? 1 : setup.maxBatch;
+  const maxBatch = without.batching || !inPlace ? 1 : setup.maxBatch;
   const scheduler = new Scheduler(session, {
     ...setup,
     recomputeAbove,
     maxBatch,
-    speculate: setup.speculate && !without.speculation && !session.shape.hasState,
-    prefixCacheBytes: without["prefix cache"] || session.shape.hasState ? 0 : setup.prefixCacheBytes,
+    speculate: setup.speculate && inPlace && !without.speculation && !session.shape.hasState,
+    prefixCacheBytes: without["prefix cache"] || !inPlace || session.shape.hasState ? 0 : setup.prefixCacheBytes,
   });
   say({
     kind: "ready",

@@ -266,7 +266,7 @@ export class DecoderSession {
       for (let i = 0; i < positions.length; i++) positions[i] = BigInt(pasts[Math.floor(i / seq)] + (i % seq));
       feeds.position_ids = new Tensor("int64", positions, [batch, seq]);
     }
-    const fetches: Record<string, Tensor | null> = { logits: this.logitsFor(batch, this.logitRows(seq, rows)) };
+    const fetches: Record<string, Tensor | null> = { logits: this.logitsFor(batch, this.rowsGiven(seq, rows)) };
     for (const [i, part] of this.shape.cache.entries()) {
       const { past, present, type, heads, headDim, fixed } = part;
       const size = this.rowSize(part);
@@ -276,15 +276,14 @@ export class DecoderSession {
       fetches[present] = feeds[past];
     }
     const { logits } = await this.session.run(feeds, fetches);
-    const [, outRows, vocab] = logits.dims;
-    const data = asFloat32(logits);
-    const all = Array.from({ length: batch * outRows }, (_, i) => data.subarray(i * vocab, (i + 1) * vocab));
+    const all = logitRows(logits);
+    const outRows = all.length / batch;
     if (rows === "all") return all;
     return Array.from({ length: batch }, (_, i) => all[(i + 1) * outRows - 1]);
   }
 
   /** Rows of logits that the graph gives per sequence. */
-  private logitRows(seq: number, rows: Rows): number {
+  private rowsGiven(seq: number, rows: Rows): number {
     return this.shape.numLogitsToKeep && rows === "last" ? 1 : seq;
   }
 
@@ -305,6 +304,13 @@ export class DecoderSession {
     this.capacity = 0;
     await this.session.release();
   }
+}
+
+/** (batch, rows, vocab) as one array per row. */
+export function logitRows(logits: Tensor): Float32Array[] {
+  const [batch, rows, vocab] = logits.dims;
+  const data = asFloat32(logits);
+  return Array.from({ length: batch * rows }, (_, i) => data.subarray(i * vocab, (i + 1) * vocab));
 }
 
 function asFloat32(tensor: Tensor): Float32Array {
