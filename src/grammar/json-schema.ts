@@ -170,31 +170,23 @@ class Compiler {
   }
 
   #string(schema: Schema, at: string): Node {
-    const min = count(schema.minLength, `${at}/minLength`) ?? 0;
-    const max = count(schema.maxLength, `${at}/maxLength`) ?? Number.POSITIVE_INFINITY;
-    if (min > max) throw bad(at, `minLength ${min} is more than maxLength ${max}`);
-    const sized = schema.minLength !== undefined || schema.maxLength !== undefined;
+    const minLength = count(schema.minLength, `${at}/minLength`) ?? 0;
+    const maxLength = count(schema.maxLength, `${at}/maxLength`) ?? Number.POSITIVE_INFINITY;
+    if (minLength > maxLength) throw bad(at, `minLength ${minLength} is more than maxLength ${maxLength}`);
+    let [pattern, mode, key] = [schema.pattern, "search" as "search" | "whole", "pattern"];
     // Beside a pattern, format is the annotation that draft 2020-12 makes of it.
-    if (schema.pattern !== undefined) {
-      if (typeof schema.pattern !== "string") throw bad(`${at}/pattern`, "expected a string");
-      if (sized) throw unsupported(`${at}/pattern`, "pattern together with minLength or maxLength");
-      return this.#pattern(schema.pattern, "search", `${at}/pattern`);
-    }
-    if (schema.format !== undefined) {
-      const pattern = Object.hasOwn(FORMATS, String(schema.format)) ? FORMATS[String(schema.format)] : undefined;
+    if (pattern === undefined && schema.format !== undefined) {
+      [mode, key] = ["whole", "format"];
+      pattern = Object.hasOwn(FORMATS, String(schema.format)) ? FORMATS[String(schema.format)] : undefined;
       if (pattern === undefined) throw unsupported(`${at}/format`, `the format ${JSON.stringify(schema.format)}`);
-      if (sized) throw unsupported(`${at}/format`, "format together with minLength or maxLength");
-      return this.#pattern(pattern, "whole", `${at}/format`);
     }
-    return json.string(min, max);
-  }
-
-  #pattern(pattern: string, mode: "search" | "whole", at: string): Node {
+    if (pattern === undefined) return json.string(minLength, maxLength);
+    if (typeof pattern !== "string") throw bad(`${at}/pattern`, "expected a string");
     try {
-      return json.quoted(parseRegex(pattern, mode, json.jsonCharacter));
+      return json.quoted(parseRegex(pattern, mode, { character: json.jsonCharacter, minLength, maxLength }));
     } catch (error) {
-      if (error instanceof NibbleError) throw new NibbleError(error.code, `${at}: ${error.message}`, { param: at });
-      throw error;
+      if (!(error instanceof NibbleError)) throw error;
+      throw new NibbleError(error.code, `JSON Schema, ${at}/${key}: ${error.message}`, { param: `${at}/${key}` });
     }
   }
 

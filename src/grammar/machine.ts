@@ -50,8 +50,10 @@ export class Machine {
     this.transitions = new Int32Array(64 * this.classes).fill(UNKNOWN);
     this.transitions.fill(DEAD, 0, this.classes);
     const found = new Set<number>();
-    const accepts = this.#expand(root, END, found, new Set());
-    this.start = this.#state(found, accepts);
+    this.start = this.#state(
+      found,
+      withinStack(() => this.#expand(root, END, found, new Set())),
+    );
   }
 
   get stateCount(): number {
@@ -87,11 +89,14 @@ export class Machine {
   step(state: number, byteClass: number): number {
     const found = new Set<number>();
     const seen = new Set<number>();
-    let accepts = false;
-    for (const frame of this.#states[state]) {
-      const terminal = this.#terminals[this.#terminalOf.get(this.#nodes[this.#frameNode[frame]])!];
-      if (terminal[byteClass] === 1) accepts = this.#pop(this.#frameBelow[frame], found, seen) || accepts;
-    }
+    const accepts = withinStack(() => {
+      let ends = false;
+      for (const frame of this.#states[state]) {
+        const terminal = this.#terminals[this.#terminalOf.get(this.#nodes[this.#frameNode[frame]])!];
+        if (terminal[byteClass] === 1) ends = this.#pop(this.#frameBelow[frame], found, seen) || ends;
+      }
+      return ends;
+    });
     const next = this.#state(found, accepts);
     this.transitions[state * this.classes + byteClass] = next;
     return next;
@@ -234,6 +239,18 @@ export class Machine {
       this.transitions = larger;
     }
     return state;
+  }
+}
+
+/** The closure recurses: an absurd grammar, (a?){10000}, ends with a refusal instead of the call stack. */
+function withinStack<Result>(work: () => Result): Result {
+  try {
+    return work();
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new NibbleError("unsupported", "The grammar nests or repeats what may be empty too deeply.", {
+      cause: error,
+    });
   }
 }
 

@@ -1,13 +1,14 @@
 /**
- * ECMAScript patterns as grammars: literals, classes, groups, alternatives, quantifiers, anchors at the ends. What a
- * regular grammar cannot say or this does not (look-around, back references, \b, anchors inside) is refused by name.
+ * ECMAScript patterns as grammars: literals, classes, groups, alternatives, quantifiers, anchors at the ends, look-aheads
+ * outside groups. What a regular grammar cannot say or this does not (look-behind, back references, \b, anchors inside)
+ * is refused by name.
  */
 import { NibbleError } from "../errors.ts";
+import { type Language, Languages, languageToNode } from "./automaton.ts";
 import {
   alt,
   chars,
   complement,
-  EMPTY,
   MAX_CODE_POINT,
   type Node,
   normalizeRanges,
@@ -41,17 +42,90 @@ const CONTROL: Readonly<Record<string, number>> = { t: 9, n: 10, v: 11, f: 12, r
 const MAX_REPEAT = 10_000;
 const MAX_NESTING = 100;
 
-/**
- * `search`: the text holds a match somewhere, as JSON Schema's `pattern` means it; `whole`: the text is the match.
- * `character` says how one character of the text is written (JSON strings escape some).
- */
+/** A pattern as it was written. */
+type Pattern =
+  | { readonly kind: "chars"; readonly ranges: Ranges }
+  | { readonly kind: "seq" | "alt"; readonly items: readonly Pattern[] }
+  | { readonly kind: "repeat"; readonly item: Pattern; readonly min: number; readonly max: number }
+  /** What follows must, or must not, begin so. */
+  | { readonly kind: "look"; readonly item: Pattern; readonly negative: boolean };
+
+export interface RegexOptions {
+  /** How one character of the text is written (JSON strings escape some). */
+  readonly character?: (ranges: Ranges) => Node;
+  /** Characters at least and at most. */
+  readonly minLength?: number;
+  readonly maxLength?: number;
+}
+
+/** `search`: the text holds a match somewhere, as JSON Schema's `pattern` means it; `whole`: the text is the match. */
 export function parseRegex(
   pattern: string,
   mode: "search" | "whole",
-  character: (ranges: Ranges) => Node = chars,
+  { character = chars, minLength = 0, maxLength = Number.POSITIVE_INFINITY }: RegexOptions = {},
 ): Node {
-  return new RegexParser(pattern, mode, character).parse();
+  const parsed = new RegexParser(pattern, mode).parse();
+  if (!looks(parsed) && minLength === 0 && maxLength === Number.POSITIVE_INFINITY) return toNode(parsed, character);
+  const languages = new Languages();
+  const length = languages.loop(languages.chars(ANY), minLength, maxLength);
+  const node = languageToNode(
+    languages,
+    languages.and(toLanguage(languages, parsed, languages.empty), length),
+    character,
+  );
+  if (node !== undefined) return node;
+  throw new NibbleError(
+    "unsupported",
+    `pattern ${JSON.stringify(pattern)}: too large with its look-aheads or lengths.`,
+  );
 }
+
+const looks = (pattern: Pattern): boolean =>
+  pattern.kind === "look" ||
+  (pattern.kind === "repeat" && looks(pattern.item)) ||
+  ((pattern.kind === "seq" || pattern.kind === "alt") && pattern.items.some(looks));
+
+function toNode(pattern: Pattern, character: (ranges: Ranges) => Node): Node {
+  switch (pattern.kind) {
+    case "chars":
+      return character(pattern.ranges);
+    case "seq":
+      return seq(...pattern.items.map((item) => toNode(item, character)));
+    case "alt":
+      return alt(...pattern.items.map((item) => toNode(item, character)));
+    case "repeat":
+      return repeat(toNode(pattern.item, character), pattern.min, pattern.max);
+    case "look":
+      throw new NibbleError("engine", "A look-ahead has no grammar of its own.");
+  }
+}
+
+/** The pattern followed by `rest`: a look-ahead speaks about all that follows. */
+function toLanguage(languages: Languages, pattern: Pattern, rest: Language): Language {
+  switch (pattern.kind) {
+    case "chars":
+      return languages.cat(languages.chars(pattern.ranges), rest);
+    case "seq":
+      return pattern.items.reduceRight((after, item) => toLanguage(languages, item, after), rest);
+    case "alt":
+      return languages.alt(...pattern.items.map((item) => toLanguage(languages, item, rest)));
+    case "repeat": {
+      const item = toLanguage(languages, pattern.item, languages.empty);
+      return languages.cat(languages.loop(item, pattern.min, pattern.max), rest);
+    }
+    case "look": {
+      const ahead = toLanguage(languages, pattern.item, languages.empty);
+      return languages.and(rest, pattern.negative ? languages.not(ahead) : ahead);
+    }
+  }
+}
+
+const one = (ranges: Ranges): Pattern => ({ kind: "chars", ranges });
+const NOTHING: Pattern = { kind: "seq", items: [] };
+const ANY_TEXT: Pattern = { kind: "repeat", item: one(ANY), min: 0, max: Number.POSITIVE_INFINITY };
+
+/** Where alternatives stand: they are the pattern, a look-ahead's text, or a group within. */
+type Place = "whole" | "ahead" | "group";
 
 class RegexParser {
   #at = 0;
@@ -59,9 +133,8 @@ class RegexParser {
   readonly #source: string[];
   readonly #pattern: string;
   readonly #mode: "search" | "whole";
-  readonly #character: (ranges: Ranges) => Node;
 
-  constructor(pattern: string, mode: "search" | "whole", character: (ranges: Ranges) => Node) {
+  constructor(pattern: string, mode: "search" | "whole") {
     try {
       new RegExp(pattern, "u"); // the platform's own opinion on what is well-formed
     } catch (cause) {
@@ -70,13 +143,12 @@ class RegexParser {
     this.#pattern = pattern;
     this.#source = Array.from(pattern);
     this.#mode = mode;
-    this.#character = character;
   }
 
-  parse(): Node {
-    const node = this.#alternatives(true);
+  parse(): Pattern {
+    const pattern = this.#alternatives("whole");
     if (this.#at < this.#source.length) throw this.#unsupported(`"${this.#source[this.#at]}"`);
-    return node;
+    return pattern;
   }
 
   #unsupported(what: string): NibbleError {
@@ -93,30 +165,32 @@ class RegexParser {
     return true;
   }
 
-  #alternatives(top: boolean): Node {
-    const branches = [this.#branch(top)];
-    while (this.#take("|")) branches.push(this.#branch(top));
-    return alt(...branches);
+  #alternatives(place: Place): Pattern {
+    const branches = [this.#branch(place)];
+    while (this.#take("|")) branches.push(this.#branch(place));
+    return branches.length === 1 ? branches[0] : { kind: "alt", items: branches };
   }
 
-  #branch(top: boolean): Node {
-    const items: Node[] = [];
-    const open = this.#mode === "search" ? repeat(this.#character(ANY), 0) : EMPTY;
-    let start = open;
-    let end = open;
-    if (top && this.#take("^")) start = EMPTY;
+  #branch(place: Place): Pattern {
+    const items: Pattern[] = [];
+    const open = this.#mode === "search" ? ANY_TEXT : NOTHING;
+    // Before and after the match: anything, unless an anchor says otherwise. A look-ahead never says how the text ends.
+    let start: Pattern = place === "whole" ? open : NOTHING;
+    let end: Pattern = place === "whole" ? open : place === "ahead" ? ANY_TEXT : NOTHING;
+    if (place === "whole" && this.#take("^")) start = NOTHING;
     while (this.#at < this.#source.length && !this.#peek("|") && !this.#peek(")")) {
-      if (top && this.#peek("$") && (this.#at + 1 === this.#source.length || this.#source[this.#at + 1] === "|")) {
+      const next = this.#source[this.#at + 1];
+      if (place !== "group" && this.#peek("$") && (next === undefined || next === "|" || next === ")")) {
         this.#at++;
-        end = EMPTY;
+        end = NOTHING;
         break;
       }
       items.push(this.#quantified());
     }
-    return top ? seq(start, ...items, end) : seq(...items);
+    return { kind: "seq", items: [start, ...items, end] };
   }
 
-  #quantified(): Node {
+  #quantified(): Pattern {
     const item = this.#atom();
     let [min, max] = [1, 1];
     if (this.#take("*")) [min, max] = [0, Number.POSITIVE_INFINITY];
@@ -131,33 +205,37 @@ class RegexParser {
       if (min > MAX_REPEAT || (max > MAX_REPEAT && max !== Number.POSITIVE_INFINITY))
         throw this.#unsupported(`a repetition of more than ${MAX_REPEAT}`);
     } else return item;
+    if (looks(item)) throw this.#unsupported("a repeated look-ahead");
     this.#take("?"); // lazy or not, the language is the same
-    return repeat(item, min, max);
+    return { kind: "repeat", item, min, max };
   }
 
-  #atom(): Node {
+  #atom(): Pattern {
     if (this.#peek("(")) return this.#group();
     if (this.#peek("^") || this.#peek("$")) throw this.#unsupported(`the anchor ${this.#source[this.#at]} inside`);
-    if (this.#take(".")) return this.#character(complement(LINE_END));
-    if (this.#take("[")) return this.#character(this.#class());
-    if (this.#take("\\")) return this.#character(this.#escape(false));
+    if (this.#take(".")) return one(complement(LINE_END));
+    if (this.#take("[")) return one(this.#class());
+    if (this.#take("\\")) return one(this.#escape(false));
     const code = this.#source[this.#at++].codePointAt(0)!;
-    return this.#character([[code, code]]);
+    return one([[code, code]]);
   }
 
-  #group(): Node {
+  #group(): Pattern {
     this.#at++;
     if (++this.#depth > MAX_NESTING) throw this.#unsupported(`nesting deeper than ${MAX_NESTING}`);
+    let ahead: boolean | undefined;
     if (this.#take("?")) {
-      if (this.#take("<")) {
+      if (this.#take("=")) ahead = true;
+      else if (this.#take("!")) ahead = false;
+      else if (this.#take("<")) {
         if (this.#peek("=") || this.#peek("!")) throw this.#unsupported("look-behind");
         this.#at = this.#source.indexOf(">", this.#at) + 1;
       } else if (!this.#take(":")) throw this.#unsupported(`(?${this.#source[this.#at]}`);
     }
-    const node = this.#alternatives(false);
-    this.#at++; // ")"
+    const item = this.#alternatives(ahead === undefined ? "group" : "ahead");
+    if (!this.#take(")")) throw this.#unsupported(`the anchor ${this.#source[this.#at]} inside`);
     this.#depth--;
-    return node;
+    return ahead === undefined ? item : { kind: "look", item, negative: !ahead };
   }
 
   #class(): [number, number][] {

@@ -22,6 +22,9 @@ describe("regular expressions", () => {
     "(?:a(?:b|c)*)+",
     ".{2}",
     "\\p{Lu}\\p{Ll}?",
+    "(?!ab)[a-c]+",
+    "(?=.*b)(?!.*c$)[a-c]{2,3}",
+    "a(?:b(?!c)|x).*",
     "[\\w.-]+@x",
   ];
   const texts = [
@@ -52,10 +55,18 @@ describe("regular expressions", () => {
     for (const text of texts)
       expect(takes({ kind: "regex", pattern }, text), text).toBe(new RegExp(`^(?:${pattern})$`, "u").test(text));
   });
-  test.each(["(?=a)b", "(a)\\1", "\\bword", "a^b", "(?<!a)b"])("%s is refused", (pattern) => {
+  test.each(["(?:(?=a)a)+", "(a)\\1", "\\bword", "a^b", "(?<!a)b"])("%s is refused", (pattern) => {
     expect(() => compileGrammar({ kind: "regex", pattern }, tokenizer)).toThrow(
       expect.objectContaining({ code: "unsupported" }),
     );
+  });
+  test("an absurd pattern is refused, not a crash", () => {
+    for (const pattern of ["(a?){10000}", "((a?){1000}){1000}", "(?=a{999}b)a*b{2000}|(?!.{900}x).*"])
+      try {
+        compileGrammar({ kind: "regex", pattern }, tokenizer).start().allowed();
+      } catch (error) {
+        expect(error).toMatchObject({ code: "unsupported" });
+      }
   });
   test("a malformed pattern is a bad option", () => {
     expect(() => compileGrammar({ kind: "regex", pattern: "(" }, tokenizer)).toThrow(
