@@ -58,7 +58,7 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
     models: registry,
     allowedHosts: [...(options.allowedHosts ?? []), host],
     limits: options.maxBodyBytes === undefined ? {} : { maxBodyBytes: options.maxBodyBytes },
-    page: hasPage() ? pageFiles : undefined,
+    page: hasPage() ? pageFiles(offeredFolders(options)) : undefined,
     metrics: prometheusMetrics(registry),
     draining: () => draining,
   });
@@ -95,6 +95,12 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
   };
   const name = address.family === "IPv6" ? `[${address.address}]` : address.address;
   return { url: `http://${name}:${address.port}`, port: address.port, close, closed };
+}
+
+/** What pages may fetch and run themselves: nothing where keys say who may use the models. */
+function offeredFolders({ models, apiKeys = [] }: ServeOptions): ReadonlyMap<string, string> {
+  if (apiKeys.length > 0) return new Map();
+  return new Map(models.flatMap(({ id, folder }) => (folder === undefined ? [] : [[id, folder] as const])));
 }
 
 function listen(server: Server, port: number, host: string): Promise<void> {

@@ -14,6 +14,8 @@ export interface ModelSource {
   readonly created: number;
   /** Weights and KV cache, as far as known before loading; 0 where it is not. */
   readonly sizeBytes: number;
+  /** Where its files lie, absolute, for pages that run it themselves; left out, they are not offered. */
+  readonly folder?: string;
   load(): Promise<Engine>;
 }
 

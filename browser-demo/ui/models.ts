@@ -12,6 +12,7 @@ import {
   model,
   problem,
   removeStored,
+  server,
   shippedModel,
   stored,
 } from "../app.ts";
@@ -29,8 +30,21 @@ export function modelOffers(): HTMLElement {
       `Open ${id}`,
     ),
   );
+  buttons.push(...servedButtons());
   if (buttons.length === 0) buttons.push(shippedButton());
   return el("div", { class: "row" }, ...buttons, el("a", { class: "button", href: "#models" }, "Other models"));
+}
+
+/** The server's own models, fetched from it and run in this page. */
+function servedButtons(): HTMLButtonElement[] {
+  const served = server.value?.models ?? [];
+  return served
+    .filter((id) => !stored.value.some((one) => one.complete && one.id === id))
+    .map((id) => {
+      const url = new URL(`models/${encodeURIComponent(id)}/`, document.baseURI).href;
+      const open = () => void loadSource({ kind: "url", url });
+      return el("button", { type: "button", class: "button primary", on: { click: open } }, icon("down"), `Open ${id}`);
+    });
 }
 
 function shippedButton(): HTMLButtonElement {

@@ -87,6 +87,7 @@ async function modelSource(dir: string, flags: ServeFlags, context: CommandConte
     id: basename(resolve(dir)),
     created: Math.floor(info.mtimeMs / 1000),
     sizeBytes: memory.totalBytes,
+    folder: resolve(dir),
     load: () => openEngine(dir, flags, context),
   };
 }
