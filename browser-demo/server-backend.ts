@@ -52,6 +52,9 @@ export async function* answerFromServer(
     stream_options: { include_usage: true },
     temperature: settings.temperature,
     top_p: settings.topP,
+    top_k: settings.topK,
+    min_p: settings.minP,
+    repetition_penalty: settings.repetitionPenalty,
     max_completion_tokens: settings.maxTokens,
     ...(settings.seed === "" ? {} : { seed: Number(settings.seed) }),
   };

@@ -22,6 +22,8 @@ const UINT8_ZERO = 128;
 const SMALLEST_MAX = 1e-20;
 /** ONNX Runtime maps external tensors; 64 keeps every vector load aligned. */
 const ALIGNMENT = 64;
+/** int8 values of a tile's column fill a cache line. */
+const TILE_ROWS = 64;
 /** TensorProto.DataType */
 const FLOAT = 1;
 const UINT8 = 2;
@@ -124,11 +126,18 @@ export function toInt8Columns(
   const rowScales = new Float32Array(rows);
   for (let row = 0; row < rows; row++) {
     let max = 0;
-    for (let col = 0; col < cols; col++) max = Math.max(max, Math.abs(values[row * cols + col]));
-    const scale = Math.fround(max / INT8_MAX);
-    rowScales[row] = scale;
-    if (scale === 0) continue;
-    for (let col = 0; col < cols; col++) out[col * rows + row] = Math.round(values[row * cols + col] / scale);
+    for (let at = row * cols; at < (row + 1) * cols; at++) max = Math.max(max, Math.abs(values[at]));
+    rowScales[row] = max / INT8_MAX;
+  }
+  // Tiles of rows: the transposed writes then fill whole cache lines.
+  for (let start = 0; start < rows; start += TILE_ROWS) {
+    const end = Math.min(rows, start + TILE_ROWS);
+    for (let col = 0; col < cols; col++) {
+      for (let row = start; row < end; row++) {
+        const scale = rowScales[row];
+        if (scale > 0) out[col * rows + row] = Math.round(values[row * cols + col] / scale);
+      }
+    }
   }
   return { values: out, rowScales };
 }

@@ -161,7 +161,50 @@ describe.skipIf(noChromium())("the engine in Chromium", { timeout: LIMIT_MS + 30
       expect(again.out).toEqual(fresh.out);
     }));
 
-  test("answers in OpenAI's shape, whole and streamed, and stops when told", () =>
+  test("answers in OpenAI's shape, whole and streamed, from a folder of files", () =>
+    inBrowser("plain", async (tab) => {
+      const { whole, chunks, usage } = await tab.evaluate(async () => {
+        // The shipped model has no chat template: the files of a dropped folder, given one.
+        const files = new Map<string, Blob>();
+        const paths = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+        for (const path of [...paths, "onnx/model.onnx", "onnx/model.onnx_data"]) {
+          files.set(path, await (await fetch(`/model/${path}`)).blob());
+        }
+        const template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}";
+        const config = JSON.parse(await files.get("tokenizer_config.json")!.text());
+        files.set("tokenizer_config.json", new Blob([JSON.stringify({ ...config, chat_template: template })]));
+        const options = { startWorker: nibble.startWorker, device: "wasm", ortUrl: "/ort/" } as const;
+        const llm = await nibble.createEngine({ kind: "files", name: "with-template", files }, options);
+        const request = {
+          messages: [{ role: "user", content: "Once upon a time" }],
+          temperature: 0,
+          max_completion_tokens: 24,
+        };
+        const answer = await llm.chat.completions.create(request);
+        const streamed = [];
+        const stream = await llm.chat.completions.create({
+          ...request,
+          stream: true,
+          stream_options: { include_usage: true },
+        });
+        for await (const chunk of stream) streamed.push(chunk);
+        llm.dispose();
+        return { whole: answer, chunks: streamed, usage: streamed.at(-1)?.usage };
+      });
+      expect(whole.choices[0]).toMatchObject({ message: { role: "assistant" }, finish_reason: "length" });
+      expect(whole.choices[0].message.content).toMatch(/there was a little girl/);
+      expect(whole.usage.completion_tokens).toBe(24);
+      expect(chunks[0].choices[0].delta).toEqual({ role: "assistant", content: null });
+      expect(new Set(chunks.map(({ id }) => id)).size).toBe(1);
+      const text = chunks.map(({ choices }) => choices[0]?.delta.content ?? "").join("");
+      expect(text).toBe(whole.choices[0].message.content);
+      expect(chunks.filter(({ choices }) => choices[0]?.finish_reason).length).toBe(1);
+      expect(chunks.at(-1)?.choices).toEqual([]);
+      // The second request starts with the first one's prompt, which is kept but for its last token.
+      expect(usage?.prompt_tokens_details.cached_tokens).toBe(whole.usage.prompt_tokens - 1);
+    }));
+
+  test("stops when told, and says what a base model cannot", () =>
     inBrowser("plain", async (tab) => {
       const result = await tab.evaluate(async () => {
         const options = { startWorker: nibble.startWorker, device: "wasm", ortUrl: "/ort/" } as const;

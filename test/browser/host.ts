@@ -45,7 +45,8 @@ export async function startHost({ folders, isolated = false }: HostOptions): Pro
       response.setHeader("Cross-Origin-Embedder-Policy", "require-corp");
     }
     const prefix = prefixes.find((one) => path.startsWith(one));
-    let file = prefix && join(folders[prefix], normalize(path.slice(prefix.length)));
+    // A prefix may name a file itself.
+    let file = prefix && join(folders[prefix], path === prefix ? "" : normalize(path.slice(prefix.length)));
     if (file && existsSync(file) && statSync(file).isDirectory()) file = join(file, "index.html");
     if (!file || !existsSync(file)) {
       response.writeHead(404).end();
