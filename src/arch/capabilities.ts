@@ -1,6 +1,6 @@
 /**
- * Which family can do what with its cache beyond appending to it. Everything is possible unless a line here says why not;
- * the float and the int8 cache work for every family.
+ * Which family can do what with its cache beyond appending float keys and values to it. Everything is possible unless a
+ * line here says why not.
  */
 import { NibbleError } from "../errors.ts";
 import { resolveConfig } from "./index.ts";
@@ -9,14 +9,19 @@ import { resolveConfig } from "./index.ts";
  * speculation: several guessed tokens are computed at once and the wrong ones are cut off again.
  * prefix cache: what another request computed for the same beginning of a text is reused.
  * batching: sequences of different lengths are computed together.
+ * int8 cache: keys and values are kept as int8 inside GroupQueryAttention.
  */
-export type CacheFeature = "speculation" | "prefix cache" | "batching";
+export type CacheFeature = "speculation" | "prefix cache" | "batching" | "int8 cache";
 
 /** Families that keep something besides keys and values, and why that rules a feature out. */
 const EXCEPTIONS: Readonly<Record<string, Readonly<Partial<Record<CacheFeature, string>>>>> = {
   lfm2: {
     speculation: "its convolutions keep their last inputs only, which cannot be cut back to an earlier token",
     "prefix cache": "the state of its convolutions in the middle of a text is not kept",
+    "int8 cache": "most of its layers have a state of a few values instead of keys and values",
+  },
+  gemma2: {
+    "int8 cache": "its scores are capped outside the attention operator, which reads a float cache there",
   },
 };
 

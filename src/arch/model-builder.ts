@@ -70,6 +70,7 @@ export class ModelBuilder {
   /** By input name; filled where `weightInputName` is given. */
   readonly weightInputs = new Map<string, WeightInput>();
   private readonly packed = new Map<string, { whole: Value; index: number; count: number }>();
+  private readonly shared = new Map<string, unknown>();
   private readonly casts = new Map<string, Value>();
   private cachedLengths: { seqlensK: Value; totalSequenceLength: Value } | undefined;
   private cachedPositions: Value | undefined;
@@ -338,6 +339,17 @@ export class ModelBuilder {
       cos: this.g.initializer(`${key}/cos`, this.activations, shape, build("cos")),
       sin: this.g.initializer(`${key}/sin`, this.activations, shape, build("sin")),
     };
+  }
+
+  /** Values that every layer shares, made by the first that asks for them. */
+  once<T>(key: string, make: () => T): T {
+    if (!this.shared.has(key)) {
+      const scope = this.g.scope;
+      this.g.scope = "shared";
+      this.shared.set(key, make());
+      this.g.scope = scope;
+    }
+    return this.shared.get(key) as T;
   }
 
   /** attention_mask (batch, total) int64: 1 for tokens, 0 for padding on the right. */

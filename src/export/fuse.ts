@@ -1,6 +1,6 @@
 /** Passes over a finished graph: the same values from fewer nodes. */
 import type { Graph, Node } from "../onnx/graph.ts";
-import { mayFuse, type Target } from "./targets.ts";
+import { mayFuse, type Target } from "../onnx/targets.ts";
 
 /** Everything that is one operator on all of `targets` (default: on every provider). */
 export function fuse(graph: Graph, targets?: readonly Target[]): void {

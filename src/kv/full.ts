@@ -6,10 +6,14 @@
 import type { AttentionSpec, ModelBuilder } from "../arch/model-builder.ts";
 import type { Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
+import { mayFuse } from "../onnx/targets.ts";
 import type { AttentionInputs, KvGraph } from "./policy.ts";
 
 /** ONNX Runtime's kernel takes head sizes that are multiples of 16, rotated in multiples of 16. */
 const HEAD_MULTIPLE = 16;
+
+/** Far below any capped score, and a finite float16. */
+const MASKED = -60_000;
 
 /** Where a head's channels go when it is widened to what the kernel takes. */
 export interface HeadLayout {
@@ -40,7 +44,9 @@ export function fullKv({ cached = true }: { cached?: boolean } = {}): KvGraph {
     stateless: !cached,
     attend(m, inputs, spec) {
       const layout = headLayout(spec.headDim, spec.rope?.rotaryDim ?? 0);
-      const { query, key, value, cos, sin } = rotated(m, inputs, spec, layout);
+      // where nothing is cached the graph is for calibration, which runs on CPUs
+      const apart = cached && spec.softcap !== undefined && !mayFuse("scoreCap");
+      const { query, key, value, cos, sin } = rotated(m, inputs, spec, layout, apart);
       const past = (part: "key" | "value") =>
         m.g.input(`past_key_values.${spec.layer}.${part}`, m.activations, [
           "batch_size",
@@ -66,7 +72,7 @@ export function fullKv({ cached = true }: { cached?: boolean } = {}): KvGraph {
           headDim: layout.paddedDim,
           scale: spec.scale ?? 1 / Math.sqrt(spec.headDim),
           window: spec.window,
-          softcap: spec.softcap,
+          softcap: apart ? undefined : spec.softcap,
         },
         cached ? [`present.${spec.layer}.key`, `present.${spec.layer}.value`] : undefined,
       );
@@ -74,8 +80,53 @@ export function fullKv({ cached = true }: { cached?: boolean } = {}): KvGraph {
         m.g.output(presentKey);
         m.g.output(presentValue);
       }
-      return narrowed(m, output, spec.heads, layout, "value");
+      const mixed = apart ? cappedAttention(m, query, presentKey, presentValue, spec) : output;
+      return narrowed(m, mixed, spec.heads, layout, "value");
     },
+  };
+}
+
+/**
+ * Attention with capped scores from plain operators over the cache that the kernel has just appended to; what the kernel
+ * itself made of the scores is dropped.
+ *   query (batch, seq, heads * D), keys and values (batch, kvHeads, T, D), T at least the longest text
+ */
+function cappedAttention(m: ModelBuilder, query: Value, keys: Value, values: Value, spec: AttentionSpec): Value {
+  const { g } = m;
+  const { heads, kvHeads, softcap, window } = spec;
+  const [batch, seq] = query.shape;
+  const dim = keys.shape[3] as number;
+  const group = heads / kvHeads;
+  const split = ops.reshape(g, query, [0, 0, kvHeads, group, dim], [batch, seq, kvHeads, group, dim]);
+  const queries = m.scale(ops.transpose(g, split, [0, 2, 3, 1, 4]), spec.scale ?? 1 / Math.sqrt(spec.headDim));
+  const scores = ops.matMul(g, queries, ops.unsqueeze(g, ops.transpose(g, keys, [0, 1, 3, 2]), 2)); // (batch, kvHeads, group, seq, T)
+  const { visible, written } = m.once(`visible/${window}`, () => visibility(m, keys, window));
+  const hidden = g.scalar(MASKED, m.activations);
+  const weights = ops.softmax(g, ops.where(g, visible, m.softcap(scores, softcap!), hidden));
+  // places that no token was written to may hold anything, and 0 times that is not always 0
+  const clean = ops.where(g, written, values, g.scalar(0, m.activations));
+  const mixed = ops.matMul(g, weights, ops.unsqueeze(g, clean, 2)); // (batch, kvHeads, group, seq, D)
+  const ordered = ops.transpose(g, mixed, [0, 3, 1, 2, 4]);
+  return ops.reshape(g, ordered, [0, 0, heads * dim], [batch, seq, heads * dim]);
+}
+
+/** visible (batch, 1, 1, seq, T): key j by the query at position p, p - window < j <= p; written (batch, 1, T, 1). */
+function visibility(m: ModelBuilder, keys: Value, window: number | undefined): { visible: Value; written: Value } {
+  const { g } = m;
+  const length = ops.squeeze(g, ops.shapeOf(g, keys, 2), 0);
+  const [range] = g.node("Range", [g.ints([0], []), length, g.ints([1], [])], [{ type: "int64", shape: ["T"] }]);
+  const compare = (opType: string, a: Value, b: Value) =>
+    g.node(opType, [a, b], [{ type: "bool", shape: ops.broadcast(a.shape, b.shape) }])[0];
+  const position = ops.unsqueeze(g, m.positions(), 2); // (batch, seq, 1)
+  let seen = compare("LessOrEqual", range, position);
+  if (window !== undefined) {
+    const near = compare("Greater", ops.add(g, range, g.ints([window], [])), position);
+    seen = g.node("And", [seen, near], [{ type: "bool", shape: seen.shape }])[0];
+  }
+  const total = ops.reduceSum(g, m.attentionMask(), 1, true); // (batch, 1)
+  return {
+    visible: ops.unsqueeze(g, ops.unsqueeze(g, seen, 1), 1),
+    written: ops.unsqueeze(g, ops.unsqueeze(g, compare("Less", range, total), 1), 3),
   };
 }
 
@@ -93,12 +144,14 @@ function rotated(
   { q, k, v, packed }: AttentionInputs,
   spec: AttentionSpec,
   layout: HeadLayout,
+  /** The rotated query is needed outside the kernel. */
+  apart: boolean,
 ): Rotated {
   const { rope } = spec;
   const fits = layout.paddedDim === spec.headDim;
-  if (rope?.long) {
-    const { cos, sin } = m.rotary(rope, "both", layout.paddedPairs);
-    const positions = longPositions(m, rope.long.above);
+  if (rope && (rope.long || apart)) {
+    const { cos, sin } = m.rotary(rope, rope.long ? "both" : "short", layout.paddedPairs);
+    const positions = rope.long ? longPositions(m, rope.long.above) : m.positions();
     const rotate = (x: Value, heads: number) =>
       ops.rotaryEmbedding(m.g, widened(m, x, heads, layout), positions, cos, sin, {
         heads,
@@ -113,7 +166,7 @@ function rotated(
     };
   }
   const tables = rope ? m.rotary(rope, "short", layout.paddedPairs) : {};
-  if (packed && fits) return { query: packed, ...tables };
+  if (packed && fits && !apart) return { query: packed, ...tables };
   return {
     query: widened(m, q, spec.heads, layout),
     key: widened(m, k, spec.kvHeads, layout),

@@ -43,6 +43,14 @@ export function withInt8Cache(model: ModelProto, scales: readonly LayerScales[])
   }
   const cacheNames = new Set<string>();
   const initializer: TensorProto[] = [...model.graph.initializer];
+  const caches = new Set(attention.flatMap(({ output }) => output.slice(1, 3)));
+  if (model.graph.node.some(({ input }) => input.some((name) => caches.has(name)))) {
+    throw new NibbleError(
+      "unsupported",
+      "--kv int8: this model's scores are capped outside the attention operator (Gemma 2), which reads a float cache.",
+      { param: "kv" },
+    );
+  }
   const node = model.graph.node.map((original) => {
     if (original.opType !== "GroupQueryAttention") return original;
     const layer = attention.indexOf(original);

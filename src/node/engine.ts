@@ -77,6 +77,7 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const window = windowOf(offer, options);
   const contextLength = window?.budget ?? contextOf(folder, offer, options.context);
   const capabilities = capabilitiesOf(offer.config, contextLength);
+  if (options.kv === "int8") requireFeature(capabilities, "int8 cache", "kv");
   if (options.speculate) requireFeature(capabilities, "speculation", "speculate");
   if ((options.prefixCacheBytes ?? 0) > 0) requireFeature(capabilities, "prefix cache", "prefixCacheBytes");
   if ((options.maxBatch ?? 1) > 1) requireFeature(capabilities, "batching", "maxBatch");

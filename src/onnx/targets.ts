@@ -16,10 +16,15 @@ interface Fusion {
 const FUSIONS = {
   /** Add and RMSNorm: SkipSimplifiedLayerNormalization. */
   residualNorm: { on: TARGETS, evidence: "equal to two operators on all three" },
-  /** Rotary, window, score cap and cache inside GroupQueryAttention. */
+  /** Rotary, window and cache inside GroupQueryAttention. */
   attention: {
     on: TARGETS,
     evidence: "the golden models pass on all three; a batch with a past takes one token a row",
+  },
+  /** cap * tanh(scores / cap) inside GroupQueryAttention. */
+  scoreCap: {
+    on: ["cpu", "wasm"],
+    evidence: "the WebGPU kernel ignores it without an error: Gemma 2's logits are off by 2",
   },
   /** q_norm_weight and k_norm_weight of GroupQueryAttention. */
   headNormInAttention: { on: ["webgpu"], evidence: "refused on CPU: only the CUDA and WebGPU providers have it" },
