@@ -4,6 +4,7 @@ import { version } from "../src/version.ts";
 import { type BodyLimits, type JsonObject, readJsonBody } from "./json-body.ts";
 import type { Lease, ModelRegistry } from "./models.ts";
 import type { ResponseHead } from "./openai/chat-response.ts";
+import { toHttpError } from "./openai/errors.ts";
 
 export interface ServerContext {
   readonly registry: ModelRegistry;
@@ -101,6 +102,29 @@ export async function hold(
       lease.release();
     },
   };
+}
+
+/** How every streamed answer is sent: comments, errors, the end of its log line. */
+export function streamOptions<T>(c: Context, context: ServerContext, held: Hold, describeError: (error: unknown) => T) {
+  const known = requestFacts(c);
+  let end: () => void = () => undefined;
+  known.streaming = new Promise((resolve) => {
+    end = resolve;
+  });
+  return {
+    keepAliveMs: context.keepAliveMs,
+    onError: (error: unknown): T => {
+      known.error = error;
+      return describeError(error);
+    },
+    onCancel: held.abort,
+    onEnd: end,
+  };
+}
+
+/** OpenAI's error event. */
+export function errorEvent(error: unknown): { readonly data: string } {
+  return { data: JSON.stringify(toHttpError(error).body) };
 }
 
 /** Gives the hold back when the iterable ends, however it ends. */

@@ -9,11 +9,9 @@ export function requestLogger(context: ServerContext): MiddlewareHandler {
     await next();
     c.res.headers.set("x-request-id", requestId);
     const end = (): void => finish(c, context, requestId, performance.now() - start);
-    if (c.res.headers.get("content-type")?.startsWith("text/event-stream") && c.res.body) {
-      const { body, status, headers } = c.res;
-      c.res = undefined; // or Hono would merge the old headers in again
-      c.res = new Response(whenEnded(body, end), { status, headers });
-    } else end();
+    const { streaming } = requestFacts(c);
+    if (streaming) streaming.then(end);
+    else end();
   };
 }
 
@@ -29,23 +27,6 @@ function finish(c: Context, context: ServerContext, requestId: string, durationM
   };
   context.metrics?.request(record);
   context.log(record);
-}
-
-/** The same stream, and a call when it closes or is cut. */
-function whenEnded(stream: ReadableStream<Uint8Array>, end: () => void): ReadableStream<Uint8Array> {
-  const reader = stream.getReader();
-  return new ReadableStream<Uint8Array>({
-    async pull(controller) {
-      const { done, value } = await reader.read();
-      if (!done) return controller.enqueue(value);
-      end();
-      controller.close();
-    },
-    async cancel(reason) {
-      end();
-      await reader.cancel(reason);
-    },
-  });
 }
 
 /** "POST /v1/chat/completions 200 812 ms stories260K-q4 12+128 tokens, first after 9 ms". */

@@ -16,6 +16,8 @@ export interface SseOptions {
   readonly onError: (error: unknown) => SseEvent;
   /** Called when the client goes away. */
   readonly onCancel: () => void;
+  /** Called once, when nothing more will be sent. */
+  readonly onEnd: () => void;
 }
 
 const encoder = new TextEncoder();
@@ -31,6 +33,7 @@ export async function sseResponse(events: AsyncIterable<SseEvent>, options: SseO
     keepAlive: ": keep-alive\n\n",
     onError: (error) => formatEvent(options.onError(error)),
     onCancel: options.onCancel,
+    onEnd: options.onEnd,
   });
   return new Response(body, {
     headers: {
@@ -51,6 +54,7 @@ export interface TextStreamOptions {
   readonly keepAlive: string;
   readonly onError: (error: unknown) => string;
   readonly onCancel: () => void;
+  readonly onEnd: () => void;
 }
 
 type Settled = { readonly result: IteratorResult<string> } | { readonly error: unknown };
@@ -68,7 +72,10 @@ export async function eventStream(
     );
   let pending = next();
   const first = await settledWithin(pending, options.keepAliveMs);
-  if (first && "error" in first) throw first.error;
+  if (first && "error" in first) {
+    options.onEnd();
+    throw first.error;
+  }
 
   return new ReadableStream<Uint8Array>(
     {
@@ -79,8 +86,10 @@ export async function eventStream(
         } else if ("error" in settled) {
           controller.enqueue(encoder.encode(options.onError(settled.error)));
           controller.close();
+          options.onEnd();
         } else if (settled.result.done) {
           controller.close();
+          options.onEnd();
         } else {
           controller.enqueue(encoder.encode(settled.result.value));
           pending = next();
@@ -88,6 +97,7 @@ export async function eventStream(
       },
       cancel() {
         options.onCancel();
+        options.onEnd();
         iterator.return?.().catch(() => undefined); // it is told to stop; what it throws has no reader
       },
     },

@@ -1,7 +1,7 @@
 /** POST /v1/chat/completions */
 import { Hono } from "hono";
 import type { FinalUsage } from "../answer.ts";
-import { body, requestFacts, responseHead, type ServerContext } from "../context.ts";
+import { body, errorEvent, responseHead, type ServerContext, streamOptions } from "../context.ts";
 import { byChoice, type RunningAnswers, startAnswers } from "../generate.ts";
 import { type ChatRequest, parseChatRequest, toChatJob } from "../openai/chat-request.ts";
 import {
@@ -13,7 +13,6 @@ import {
   toCompletion,
   usageChunk,
 } from "../openai/chat-response.ts";
-import { toHttpError } from "../openai/errors.ts";
 import { type SseEvent, sseResponse } from "../sse.ts";
 
 export function chatCompletions(context: ServerContext): Hono {
@@ -27,14 +26,7 @@ export function chatCompletions(context: ServerContext): Hono {
       const answers = lists.map(collect);
       return c.json(toCompletion(head, answers, running.engine.tokenizer, request.logprobs ?? false));
     }
-    return sseResponse(chunks(running, head, request), {
-      keepAliveMs: context.keepAliveMs,
-      onError: (error) => {
-        requestFacts(c).error = error;
-        return { data: JSON.stringify(toHttpError(error).body) };
-      },
-      onCancel: running.held.abort,
-    });
+    return sseResponse(chunks(running, head, request), streamOptions(c, context, running.held, errorEvent));
   });
 }
 

@@ -3,7 +3,16 @@ import { Hono } from "hono";
 import type { Engine, Usage } from "../../src/runtime/engine.ts";
 import { requireContext } from "../answer.ts";
 import { type CompletionPart, complete } from "../complete.ts";
-import { body, hold, holding, requestFacts, responseHead, type ServerContext } from "../context.ts";
+import {
+  body,
+  errorEvent,
+  hold,
+  holding,
+  requestFacts,
+  responseHead,
+  type ServerContext,
+  streamOptions,
+} from "../context.ts";
 import { fimPrompt } from "../fim.ts";
 import { merge } from "../merge.ts";
 import { type ResponseHead, usageOut } from "../openai/chat-response.ts";
@@ -13,7 +22,7 @@ import {
   joinLogprobs,
   parseCompletionRequest,
 } from "../openai/completions.ts";
-import { badValue, refuse, toHttpError } from "../openai/errors.ts";
+import { badValue, refuse } from "../openai/errors.ts";
 import { type Prompt, toPrompts } from "../openai/prompts.ts";
 import { type SseEvent, sseResponse } from "../sse.ts";
 
@@ -51,14 +60,8 @@ export function completions(context: ServerContext): Hono {
       return usage;
     };
     if (!request.stream) return c.json(await whole(parts, head, count, counted));
-    return sseResponse(chunks(parts, head, request.stream_options?.include_usage ?? false, counted), {
-      keepAliveMs: context.keepAliveMs,
-      onError: (error) => {
-        facts.error = error;
-        return { data: JSON.stringify(toHttpError(error).body) };
-      },
-      onCancel: held.abort,
-    });
+    const includeUsage = request.stream_options?.include_usage ?? false;
+    return sseResponse(chunks(parts, head, includeUsage, counted), streamOptions(c, context, held, errorEvent));
   });
 }
 

@@ -4,9 +4,9 @@ import { z } from "zod";
 import type { Timings, Usage } from "../../src/runtime/engine.ts";
 import { requireContext } from "../answer.ts";
 import { type CompletionPart, complete } from "../complete.ts";
-import { body, hold, holding, requestFacts, type ServerContext } from "../context.ts";
+import { body, errorEvent, hold, holding, requestFacts, type ServerContext, streamOptions } from "../context.ts";
 import { fimPrompt } from "../fim.ts";
-import { refuse, toHttpError } from "../openai/errors.ts";
+import { refuse } from "../openai/errors.ts";
 import { defined, samplingFields, samplingOptions } from "../openai/sampling.ts";
 import { type SseEvent, sseResponse } from "../sse.ts";
 
@@ -51,14 +51,7 @@ export function infill(context: ServerContext): Hono {
     }
     const facts = requestFacts(c);
     if (request.stream) {
-      return sseResponse(events(parts, held.lease.id), {
-        keepAliveMs: context.keepAliveMs,
-        onError: (error) => {
-          facts.error = error;
-          return { data: JSON.stringify(toHttpError(error).body) };
-        },
-        onCancel: held.abort,
-      });
+      return sseResponse(events(parts, held.lease.id), streamOptions(c, context, held, errorEvent));
     }
     let content = "";
     for await (const part of parts) {

@@ -3,7 +3,7 @@ import { Hono } from "hono";
 import { type AnswerEvent, renderPrompt } from "../answer.ts";
 import { messageEvents } from "../anthropic/events.ts";
 import { messagesJob, parseMessagesRequest, toMessage } from "../anthropic/messages.ts";
-import { body, makeId, requestFacts, type ServerContext } from "../context.ts";
+import { body, makeId, type ServerContext, streamOptions } from "../context.ts";
 import { errorBody } from "../error-shape.ts";
 import { byChoice, startAnswers } from "../generate.ts";
 import { collect } from "../openai/chat-response.ts";
@@ -20,14 +20,12 @@ export function messages(context: ServerContext): Hono {
         const [events] = await byChoice(running.events, 1);
         return c.json(toMessage(head.id, head.model, collect(events)));
       }
-      return sseResponse(messageEvents(items(running.events), head), {
-        keepAliveMs: context.keepAliveMs,
-        onError: (error) => {
-          requestFacts(c).error = error;
-          return { event: "error", data: JSON.stringify(errorBody(c.req.path, toHttpError(error))) };
-        },
-        onCancel: running.held.abort,
+      const describeError = (error: unknown) => ({
+        event: "error",
+        data: JSON.stringify(errorBody(c.req.path, toHttpError(error))),
       });
+      const options = streamOptions(c, context, running.held, describeError);
+      return sseResponse(messageEvents(items(running.events), head), options);
     })
     .post("/v1/messages/count_tokens", async (c) => {
       const request = parseMessagesRequest(await body(c, context), true);

@@ -4,7 +4,7 @@ import { Hono } from "hono";
 import type { Engine, Timings } from "../../src/runtime/engine.ts";
 import { type AnswerEvent, type ChatJob, describeToken, type FinalUsage, requireContext } from "../answer.ts";
 import { complete } from "../complete.ts";
-import { body, hold, holding, requestFacts, type ServerContext } from "../context.ts";
+import { body, type Hold, hold, holding, requestFacts, type ServerContext, streamOptions } from "../context.ts";
 import { embed } from "../embed.ts";
 import { fimPrompt } from "../fim.ts";
 import { type RunningAnswers, startAnswers } from "../generate.ts";
@@ -151,7 +151,7 @@ async function answerChat(
 ): Promise<Response> {
   const start = performance.now();
   const running = await startAnswers(c, context, model, 1, makeJob);
-  return respond(c, context, stream, answerLines(running, field, start), running.held.abort);
+  return respond(c, context, stream, answerLines(running, field, start), running.held);
 }
 
 /** Lines of JSON, or the one object that they add up to. */
@@ -160,22 +160,16 @@ async function respond(
   context: ServerContext,
   stream: boolean,
   lines: AsyncGenerator<Line>,
-  onCancel: () => void,
+  held: Hold,
 ): Promise<Response> {
   if (!stream) return c.json(await joined(lines));
   const text = async function* (): AsyncGenerator<string> {
     for await (const line of lines) yield `${JSON.stringify(line)}\n`;
   };
-  const stopped = await eventStream(text(), {
-    keepAliveMs: context.keepAliveMs,
-    keepAlive: "", // lines of JSON have no comments
-    onError: (error) => {
-      requestFacts(c).error = error;
-      return `${JSON.stringify({ error: toHttpError(error).body.error.message })}\n`;
-    },
-    onCancel,
-  });
-  return c.body(stopped, 200, { "Content-Type": "application/x-ndjson" });
+  const describeError = (error: unknown) => `${JSON.stringify({ error: toHttpError(error).body.error.message })}\n`;
+  const options = streamOptions(c, context, held, describeError);
+  const piecewise = await eventStream(text(), { ...options, keepAlive: "" }); // lines of JSON have no comments
+  return c.body(piecewise, 200, { "Content-Type": "application/x-ndjson" });
 }
 
 interface Call {
@@ -300,7 +294,7 @@ async function plainCompletion(
         yield usage ? { ...line, ...lastFields({ reason: finish ?? "stop", usage, timings }, start) } : line;
       }
     };
-    return respond(c, context, request.stream ?? true, lines(), held.abort);
+    return respond(c, context, request.stream ?? true, lines(), held);
   } catch (error) {
     held.end();
     throw error;

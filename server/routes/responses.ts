@@ -1,6 +1,6 @@
 /** POST /v1/responses */
 import { Hono } from "hono";
-import { body, requestFacts, type ServerContext } from "../context.ts";
+import { body, type ServerContext, streamOptions } from "../context.ts";
 import { type RunningAnswers, startAnswers } from "../generate.ts";
 import { ResponseBuilder, type ResponseEvent } from "../openai/responses-events.ts";
 import { parseResponsesRequest, responsesJob } from "../openai/responses-request.ts";
@@ -16,14 +16,8 @@ export function responses(context: ServerContext): Hono {
       for await (const { item } of running.events) builder.step(item);
       return c.json(builder.response());
     }
-    return sseResponse(events(running, builder), {
-      keepAliveMs: context.keepAliveMs,
-      onError: (error) => {
-        requestFacts(c).error = error;
-        return named(builder.fail(error));
-      },
-      onCancel: held.abort,
-    });
+    const options = streamOptions(c, context, held, (error) => named(builder.fail(error)));
+    return sseResponse(events(running, builder), options);
   });
 }
 

@@ -1,0 +1,77 @@
+/**
+ * What HTTP costs: tokens per second and time to first token through a streamed chat completion against the engine in
+ * the same process, one client, rounds interleaved so that a busy machine slows both alike.
+ *
+ *   npx tsx test/bench/http-overhead.ts FOLDER [rounds = 8] [tokens = 64]
+ */
+import { serve } from "../../server/main.ts";
+import { loadEngine } from "../../src/node/engine.ts";
+
+const [folder, rounds = "8", tokens = "64"] = process.argv.slice(2);
+const maxTokens = Number(tokens);
+const content = "Write a long story about a dog.";
+const engine = await loadEngine(folder);
+const model = { id: "m", created: 0, sizeBytes: 0, load: async () => engine };
+const server = await serve({ models: [model], port: 0 });
+
+interface Timing {
+  readonly firstMs: number;
+  readonly tokensPerSecond: number;
+}
+
+/** Of the instants at which tokens arrived. */
+function timing(start: number, arrivals: readonly number[]): Timing {
+  const [first] = arrivals;
+  const last = arrivals[arrivals.length - 1];
+  return { firstMs: first - start, tokensPerSecond: ((maxTokens - 1) / (last - first)) * 1000 };
+}
+
+async function inProcess(): Promise<Timing> {
+  const start = performance.now();
+  const arrivals: number[] = [];
+  const options = { maxTokens, temperature: 0, ignoreEos: true };
+  const { tokenizer } = engine;
+  const messages = [{ role: "user", content }];
+  const prompt = tokenizer.chatTemplate
+    ? tokenizer.encode(tokenizer.applyChatTemplate(messages), { addSpecialTokens: false })
+    : tokenizer.encode(content);
+  for await (const { text } of engine.generate(prompt, options)) if (text) arrivals.push(performance.now());
+  return timing(start, arrivals);
+}
+
+async function throughHttp(): Promise<Timing> {
+  const start = performance.now();
+  const arrivals: number[] = [];
+  const messages = [{ role: "user", content }];
+  const body = { messages, max_tokens: maxTokens, temperature: 0, ignore_eos: true, stream: true };
+  const response = await fetch(`${server.url}/v1/chat/completions`, { method: "POST", body: JSON.stringify(body) });
+  const decoder = new TextDecoder();
+  for await (const chunk of response.body!) {
+    const text = decoder.decode(chunk, { stream: true });
+    const pieces = text.split("\n\n").filter((event) => event.includes('"content":"'));
+    for (const _ of pieces) arrivals.push(performance.now());
+  }
+  return timing(start, arrivals);
+}
+
+const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1];
+
+await inProcess();
+await throughHttp();
+const engineTimes: Timing[] = [];
+const httpTimes: Timing[] = [];
+for (let round = 0; round < Number(rounds); round++) {
+  const both = [async () => engineTimes.push(await inProcess()), async () => httpTimes.push(await throughHttp())];
+  for (const run of round % 2 === 0 ? both : both.reverse()) await run();
+}
+const speed = (times: readonly Timing[]): number => median(times.map(({ tokensPerSecond }) => tokensPerSecond));
+const first = (times: readonly Timing[]): number => median(times.map(({ firstMs }) => firstMs));
+console.log(
+  `${engine.info.id} (${engine.info.file}, ${engine.info.binding}), ${rounds} rounds of ${maxTokens} tokens, medians:\n` +
+    `engine ${speed(engineTimes).toFixed(1)} tokens/s, first after ${first(engineTimes).toFixed(1)} ms\n` +
+    `HTTP   ${speed(httpTimes).toFixed(1)} tokens/s, first after ${first(httpTimes).toFixed(1)} ms\n` +
+    `HTTP / engine ${((100 * speed(httpTimes)) / speed(engineTimes)).toFixed(1)} %, ` +
+    `added to the first token ${(first(httpTimes) - first(engineTimes)).toFixed(2)} ms`,
+);
+await server.close();
+process.exit(0);
