@@ -101,12 +101,23 @@ export const awq = (options: MethodOptions = {}): Recipe => ({
 
 /** AWQ's fold, then GPTQ, on few windows. */
 const fast = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "fast", fold: true, windows: 8 });
-/** AWQ's fold, then GPTQ. */
-const standard = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "default", fold: true });
+/**
+ * AWQ's fold, then GPTQ aimed at the float prefix's outputs. SmolLM2, group 32, KL on 8 windows of wikitext-2: 0.057 with
+ * 16 windows and 0.051 with 32 without the aim, 0.047 with 24 windows and it, for about the time of 48 without.
+ */
+const standard = (options: MethodOptions): Recipe => ({
+  ...gptq(options),
+  name: "default",
+  fold: true,
+  asymmetry: 0.5,
+  windows: 24,
+});
 /** The default, then learned rounding from its codes: 40 steps of 4 windows a block took stories260K's KL from 0.069 to 0.044. */
 const best = (options: MethodOptions): Recipe => ({
   ...standard(options),
   name: "best",
+  windows: DEFAULT_WINDOWS,
+  refits: 1,
   learned: { steps: 40, batch: 4, rate: 0.02, scaleRate: 0, seed: 1 },
 });
 
