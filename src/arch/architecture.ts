@@ -52,6 +52,8 @@ export interface Architecture<Config extends DecoderConfig = DecoderConfig> {
    * matrices cut, Conv1D transposed, old spellings renamed.
    */
   view?(checkpoint: Checkpoint, config: Config): Checkpoint;
+  /** Keys that consumers of the exported config.json need and old configs lack. */
+  exportedConfig?(config: Config): Readonly<Record<string, unknown>>;
   /** Prefix of one block's tensors: "model.layers.3". */
   blockName(layer: number): string;
   /** ids (batch, seq) int64 -> (batch, seq, hidden) */

@@ -46,6 +46,12 @@ export const lfm2: Architecture<Lfm2Config> = {
     };
   },
 
+  /** transformers.js shapes its caches by these. */
+  exportedConfig: ({ attends, kernel }) => ({
+    layer_types: attends.map((attend) => (attend ? "full_attention" : "conv")),
+    conv_L_cache: kernel,
+  }),
+
   block(m, x, layer, config) {
     const at = `model.layers.${layer}`;
     const { heads, kvHeads, rmsNormEps } = config;

@@ -79,6 +79,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
   }
   await writeJson(out, "config.json", {
     ...model.checkpoint.config,
+    ...model.arch.exportedConfig?.(model.config),
     "transformers.js_config": {
       dtype,
       use_external_data_format: { [graphPath(dtype).slice(GRAPH_FOLDER.length + 1)]: data.chunks },
