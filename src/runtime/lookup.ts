@@ -7,16 +7,21 @@
 /** Longest n-gram looked for first; one of 2 already repeats by chance. */
 const NGRAM_SIZES = [4, 3, 2] as const;
 
-/** Up to `count` tokens that followed the latest earlier occurrence of the text's end. */
+/** Up to `count` tokens that followed the text's end where it occurred before: the latest place with so many of them. */
 export function lookUp(tokens: readonly number[], count: number): number[] {
+  const end = tokens.length;
   for (const size of NGRAM_SIZES) {
-    if (tokens.length <= size) continue;
-    const end = tokens.length;
-    for (let at = end - size - 1; at >= 0; at--) {
+    let longest = 0; // of places near the end, where a repetition overlaps itself
+    let found = -1;
+    for (let at = end - size - 1; at >= 0 && longest < count; at--) {
       let same = true;
       for (let i = 0; i < size && same; i++) same = tokens[at + i] === tokens[end - size + i];
-      if (same) return tokens.slice(at + size, Math.min(at + size + count, end));
+      const follows = Math.min(count, end - at - size);
+      if (!same || follows <= longest) continue;
+      longest = follows;
+      found = at + size;
     }
+    if (found >= 0) return tokens.slice(found, found + longest);
   }
   return [];
 }
