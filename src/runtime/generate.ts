@@ -1,7 +1,6 @@
 /**
  * The generation of one request: rows of logits in, pieces of text out. Whatever computes the logits (a batch in Node,
- * a page's WebGPU) hands each row to `take`. `generate` is the loop of one sequence by itself, `scheduler.ts` that of
- * many together.
+ * a page's WebGPU) hands each row to `take`: `scheduler.ts` for many sequences together, a page's engine for one.
  */
 import { NibbleError } from "../errors.ts";
 import type { StreamingDecoder, Tokenizer } from "../tokenizer/tokenizer.ts";
@@ -121,18 +120,4 @@ export class Generation {
     this.pendingLogprobs = [];
     return { text, tokens, ...(this.options.topLogprobs === undefined ? {} : { logprobs }) };
   }
-}
-
-/** Feeds tokens to a model that remembers them; resolves to the logits (vocab) after the last one, free to overwrite. */
-export type Step = (tokens: readonly number[]) => Promise<Float32Array>;
-
-/** One sequence from prompt to end. */
-export async function* generate(generation: Generation, step: Step): AsyncGenerator<Piece> {
-  let next: readonly number[] = generation.tokens.slice();
-  while (generation.wantsToken) {
-    const piece = generation.take(await step(next));
-    if (piece) yield piece;
-    next = generation.tokens.slice(-1);
-  }
-  if (!generation.finished) yield generation.end("length");
 }
