@@ -4,7 +4,7 @@ import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { parseGrammar } from "./ebnf.ts";
 import { anyObject, schemaToGrammar } from "./json-schema.ts";
 import { DEAD, Machine } from "./machine.ts";
-import type { Node } from "./nodes.ts";
+import { literal, type Node, optional, seq } from "./nodes.ts";
 import { parseRegex } from "./regex.ts";
 import type { GrammarSpec, TokenConstraint } from "./spec.ts";
 import { toolCalls } from "./tool-calls.ts";
@@ -23,13 +23,16 @@ export interface CompiledGrammar {
 
 /** Compiles a grammar for a tokenizer; errors: `bad_option` for what is malformed, `unsupported` for what is left out. */
 export function compileGrammar(spec: GrammarSpec, tokenizer: Tokenizer): CompiledGrammar {
-  return compileNode(grammarNode(spec), tokenizer);
-}
-
-/** The same for a grammar put together from nodes (tool calls). */
-export function compileNode(root: Node, tokenizer: Tokenizer): CompiledGrammar {
+  const text = grammarNode(spec);
   const vocabulary = vocabularyOf(tokenizer);
-  let machine = machineOf(root);
+  let machine = machineOf(text);
+  let root = text;
+  if (vocabulary.dropsSpace) {
+    // The space that decoding drops may come first; where the text itself may begin with one, it must.
+    const space = literal(" ");
+    root = seq(machine.next(machine.start, 32) === DEAD ? optional(space) : space, text);
+    machine = machineOf(root);
+  }
   let masks = new Map<number, Uint32Array>();
   return {
     start() {

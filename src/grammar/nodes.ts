@@ -52,9 +52,11 @@ export function byteSet(test: (byte: number) => boolean): Node {
 }
 
 const encoder = new TextEncoder();
+/** Schemas consist of names: their bytes are the same 256 nodes everywhere. */
+const SINGLE: readonly Node[] = Array.from({ length: 256 }, (_, byte) => byteSet((b) => b === byte));
 
 export function literal(text: string): Node {
-  return seq(...Array.from(encoder.encode(text), (byte) => byteSet((b) => b === byte)));
+  return seq(...Array.from(encoder.encode(text), (byte) => SINGLE[byte]));
 }
 
 /** One of some texts, sharing their common beginnings. */

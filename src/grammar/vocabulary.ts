@@ -8,6 +8,8 @@ import { DEAD, type Machine } from "./machine.ts";
 
 export interface Vocabulary {
   readonly eosIds: readonly number[];
+  /** Decoding drops one space at the start of a text, which the first token therefore may carry (SentencePiece). */
+  readonly dropsSpace: boolean;
   bytesOf(id: number): Uint8Array;
   isSpecial(id: number): boolean;
   /** Tokens whose bytes the machine can read from this state on. */
@@ -49,8 +51,10 @@ function build(tokenizer: Tokenizer): Vocabulary {
   const buckets = plain
     .filter(({ entries }) => entries.length > 0)
     .map(({ most, entries, mask }) => ({ most, mask, trie: new Trie(entries) }));
+  const spaced = [...plain.flatMap(({ entries }) => entries)].find(({ text }) => /^ [^ ]/.test(text));
   return {
     eosIds: tokenizer.eosIds,
+    dropsSpace: spaced !== undefined && !tokenizer.decode([spaced.id]).startsWith(" "),
     bytesOf: (id) => tokenizer.tokenBytes(id),
     isSpecial: (id) => tokenizer.isSpecial(id),
     mask(machine, state) {

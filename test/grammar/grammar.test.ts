@@ -162,6 +162,21 @@ test("two answers from one compiled grammar do not disturb each other", () => {
 });
 
 describe.skipIf(isMissingTokenizer("llama2"))("masks of the 32k tokens of llama2", () => {
+  test.each([
+    ["\\{a\\}", "{a}"],
+    [" ?\\{a\\}", " {a}"],
+  ])("the space that decoding drops at the start may come, and %s is %j once decoded", (pattern, text) => {
+    const llama2 = goldenTokenizer("llama2");
+    const constraint = compileGrammar({ kind: "regex", pattern }, llama2).start();
+    const ids = llama2.encode(text, { addSpecialTokens: false }); // begins with a space of its own
+    for (const id of ids) {
+      expect(allowedIds(constraint.allowed())).toContain(id);
+      constraint.accept(id);
+    }
+    expect(constraint.done).toBe(true);
+    expect(llama2.decode(ids)).toBe(text);
+  });
+
   test("inside counted and free strings are the tokens that can be read byte by byte, each tried alone", () => {
     const llama2 = goldenTokenizer("llama2");
     const vocabulary = vocabularyOf(llama2);
