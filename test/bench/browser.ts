@@ -128,7 +128,7 @@ const median = (values: readonly number[]) => [...values].sort((a, b) => a - b)[
 
 const library = dirname(createRequire(import.meta.url).resolve("@huggingface/transformers"));
 const itsOrt = dirname(createRequire(join(library, "index.js")).resolve("onnxruntime-web/wasm"));
-const wllama = repoPath("node_modules/@wllama/wllama/esm");
+const wllama = join(dirname(createRequire(import.meta.url).resolve("@wllama/wllama")), "esm");
 const page = await buildPage("fp32"); // for its ort/
 const harness = await buildHarness();
 const host = await startHost({
