@@ -55,7 +55,12 @@ export interface TextStreamOptions {
   readonly onError: (error: unknown) => string;
   readonly onCancel: () => void;
   readonly onEnd: () => void;
+  /** A client that reads nothing for this long is taken as gone, and its place given to others. */
+  readonly stallMs?: number;
 }
+
+/** Longer than a laptop's network takes to come back. */
+const DEFAULT_STALL_MS = 120_000;
 
 type Settled = { readonly result: IteratorResult<string> } | { readonly error: unknown };
 
@@ -77,9 +82,18 @@ export async function eventStream(
     throw first.error;
   }
 
+  const { stallMs = DEFAULT_STALL_MS } = options;
+  let stall: ReturnType<typeof setTimeout> | undefined;
+  const leave = (): void => {
+    clearTimeout(stall);
+    options.onCancel();
+    options.onEnd();
+    iterator.return?.().catch(() => undefined); // it is told to stop; what it throws has no reader
+  };
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
+        clearTimeout(stall);
         const settled = await settledWithin(pending, options.keepAliveMs);
         if (!settled) {
           controller.enqueue(encoder.encode(options.keepAlive));
@@ -93,13 +107,13 @@ export async function eventStream(
         } else {
           controller.enqueue(encoder.encode(settled.result.value));
           pending = next();
+          stall = setTimeout(() => {
+            leave();
+            controller.error(new Error("The client stopped reading."));
+          }, stallMs);
         }
       },
-      cancel() {
-        options.onCancel();
-        options.onEnd();
-        iterator.return?.().catch(() => undefined); // it is told to stop; what it throws has no reader
-      },
+      cancel: leave,
     },
     { highWaterMark: 1 },
   );

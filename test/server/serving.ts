@@ -1,5 +1,4 @@
-/** An app over scripted engines, and the same behind a socket. */
-import { createAdaptorServer } from "@hono/node-server";
+/** An app over scripted engines. */
 import type { Hono } from "hono";
 import { type AppOptions, createApp } from "../../server/app.ts";
 import { ModelRegistry, type RegistryOptions } from "../../server/models.ts";
@@ -40,17 +39,4 @@ export async function events(response: Response): Promise<unknown[]> {
     .split("\n\n")
     .flatMap((block) => block.split("\n").filter((line) => line.startsWith("data: ")))
     .map((line) => (line === "data: [DONE]" ? "[DONE]" : JSON.parse(line.slice(6))));
-}
-
-/** An app behind a port of its own. */
-export async function listen(app: Hono): Promise<{ url: string; close(): Promise<void> }> {
-  const server = createAdaptorServer({ fetch: app.fetch });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  const close = () =>
-    new Promise<void>((resolve) => {
-      server.close(() => resolve());
-      (server as { closeAllConnections?: () => void }).closeAllConnections?.();
-    });
-  return { url: `http://127.0.0.1:${port}`, close };
 }
