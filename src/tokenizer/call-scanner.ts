@@ -2,6 +2,8 @@
 
 type State = "open" | "key" | "colon" | "value" | "after" | "done" | "failed";
 
+const CALL_KEYS = new Set(["name", "arguments", "parameters", "id", "type"]);
+
 export class CallScanner {
   /** Known once its string is closed. */
   name: string | undefined;
@@ -12,9 +14,12 @@ export class CallScanner {
   #hasArguments = false;
   readonly #alone: boolean;
 
-  /** With a name, the object is the arguments themselves. */
-  constructor(name?: string) {
+  readonly #strict: boolean;
+
+  /** With a name, the object is the arguments themselves; `strict`: a key that calls do not have ends it at once. */
+  constructor(name?: string, strict = false) {
     this.name = name;
+    this.#strict = strict;
     this.#alone = name !== undefined;
     if (this.#alone) this.#state = "value";
   }
@@ -80,7 +85,7 @@ export class CallScanner {
     this.#value = undefined;
     if (this.#state === "key") {
       this.#key = parsedString(text) ?? "";
-      this.#state = "colon";
+      this.#state = this.#strict && !CALL_KEYS.has(this.#key) ? "failed" : "colon";
       return;
     }
     if (this.#alone) {

@@ -79,7 +79,7 @@ export class ToolCallParser {
   constructor(format: ToolFormatName, tools: readonly Tool[], opened: boolean) {
     this.#format = TOOL_FORMATS[format];
     this.#names = new Set(tools.map(({ name }) => name));
-    this.#bare = this.#format.open === "";
+    this.#bare = opened ? this.#format.open === "" : true;
     this.#mode = opened ? "calls" : "start";
   }
 
@@ -123,14 +123,13 @@ export class ToolCallParser {
     }
   }
 
-  /** Before anything was written: bare JSON may still be a call. */
+  /**
+   * Before anything was written: bare or fenced JSON may be a call, whatever the family's format (Qwen2.5-Coder leaves
+   * its tags out).
+   */
   #start(): boolean {
     const text = this.#held.trimStart();
     if (text === "") return false;
-    if (!this.#bare) {
-      this.#mode = "text";
-      return true;
-    }
     if (MAYBE_FENCE.test(text) && text !== "") return false;
     const tag = "<|python_tag|>";
     if (tag.startsWith(text) && text !== tag) return false;
@@ -138,7 +137,7 @@ export class ToolCallParser {
     const fence = FENCE.exec(begun);
     const body = fence ? begun.slice(fence[0].length).trimStart() : begun.trimStart();
     if (body === "") return false;
-    if (!body.startsWith("{") && !body.startsWith("[")) {
+    if (!body.startsWith("{") && !(body.startsWith("[") && !this.#format.open.startsWith("["))) {
       this.#mode = "text";
       return true;
     }
@@ -157,6 +156,7 @@ export class ToolCallParser {
       this.#text(events, this.#held.slice(0, at).trimEnd());
       this.#held = this.#held.slice(at + open.length);
       this.#raw = open;
+      this.#bare = false;
       this.#mode = "calls";
       return true;
     }
@@ -189,7 +189,7 @@ export class ToolCallParser {
       return true;
     }
     if (text.startsWith("{")) {
-      this.#scanner = new CallScanner();
+      this.#scanner = new CallScanner(undefined, this.#bare);
       this.#mode = "call";
       return true;
     }
@@ -205,6 +205,7 @@ export class ToolCallParser {
     if (this.#format.open === "[TOOL_CALLS]" && /^[\w.-]+(?:\[[A-Z_]*\]?[\w-]*)*$/.test(text)) return false;
     // Not a call after all.
     if (this.#calls === 0) this.#text(events, this.#raw);
+    this.#list = false;
     this.#raw = "";
     this.#mode = "text";
     return true;
@@ -226,6 +227,7 @@ export class ToolCallParser {
     ) {
       if (named) return this.#abandon();
       this.#text(events, this.#raw);
+      this.#list = false;
       this.#raw = "";
       this.#mode = "text";
       return true;

@@ -69,7 +69,20 @@ const cases: [keyof typeof templates, string, string, ReturnType<typeof call>[]]
   ["hermes", '<tool_call>{"name": "now"}</tool_call>', "", [call("now", "{}")]],
   ["hermes", "a <tool b </tool_call> c", "a <tool b </tool_call> c", []],
   ["hermes", "<tool_call>\nnot json", "<tool_call>\nnot json", []],
-  ["hermes", '{"name": "now", "arguments": {}}', '{"name": "now", "arguments": {}}', []],
+  ["hermes", '{"name": "now", "arguments": {}}', "", [call("now", "{}")]],
+  [
+    "hermes",
+    `\`\`\`json\n{"name": "get_weather", "arguments": ${weather}}\n\`\`\``,
+    "",
+    [call("get_weather", weather)],
+  ],
+  [
+    "hermes",
+    '{"name": "Ada"} <tool_call>{"name": "now", "arguments": {}}</tool_call>',
+    '{"name": "Ada"}',
+    [call("now", "{}")],
+  ],
+  ["mistral", "[1] is a reference", "[1] is a reference", []],
   [
     "mistral",
     `[TOOL_CALLS][{"name": "get_weather", "arguments": ${weather}}, {"name": "now", "arguments": {}}]`,
