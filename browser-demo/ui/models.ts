@@ -114,7 +114,7 @@ function storedItem({ id, origin, storedBytes, madeBytes, sizeBytes, complete, v
   const size = complete ? bytes(storedBytes) + made : `${bytes(storedBytes)} of ${bytes(sizeBytes)}`;
   const start = () => {
     if (complete) void load({ kind: "stored", id }, id);
-    else void loadSource({ kind: "url", url: origin });
+    else void loadSource(id.includes("/") ? parseSource(id) : { kind: "url", url: origin }); // hub ids have a slash
   };
   return el(
     "li",

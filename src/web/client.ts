@@ -42,8 +42,11 @@ export class EngineWorker<M extends WorkerMethods & Methods<M> = WorkerMethods> 
   ): Promise<LoadedModel> {
     // A build cannot be swapped inside a worker, and WASM memory only grows: every load gets a fresh one.
     if (this.model) this.terminate();
-    this.lastLoad = request;
-    this.model = await (this.rpc as Client<WorkerMethods>).call("load", request, options);
+    // Addresses are relative to the page; the worker's script lies elsewhere.
+    const { source } = request;
+    const url = source.kind === "url" ? new URL(source.url, document.baseURI).href : "";
+    this.lastLoad = source.kind === "url" ? { ...request, source: { kind: "url", url } } : request;
+    this.model = await (this.rpc as Client<WorkerMethods>).call("load", this.lastLoad, options);
     this.lastStored = this.model.stored.id;
     return this.model;
   }
