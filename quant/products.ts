@@ -10,7 +10,10 @@ import type { MatrixProducts, ProductShape } from "../src/tensor/linalg.ts";
  * Worker threads sleep between calls instead of spinning: quantizers alternate products with work of their own, and
  * spinning would burn the core that this work runs on.
  */
-export const CALM: InferenceSession.SessionOptions = { extra: { session: { intra_op: { allow_spinning: "0" } } } };
+export const CALM: InferenceSession.SessionOptions = {
+  enableCpuMemArena: false, // one arena a session, each as large as its largest product, would stay until the end
+  extra: { session: { intra_op: { allow_spinning: "0" } } },
+};
 
 /** Column blocks of a symmetric product: 4 compute 10 of 16 blocks; more make the products small. */
 const GRAM_BLOCKS = 4;
