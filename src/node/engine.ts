@@ -217,6 +217,8 @@ class NodeEngine implements Engine {
     { resolve(vectors: Float32Array[]): void; reject(error: unknown): void }
   >();
   private disposed = false;
+  /** Requests that wait. */
+  private held = 0;
 
   constructor(
     private readonly setup: WorkerSetup,
@@ -247,6 +249,7 @@ class NodeEngine implements Engine {
       worker.on("message", (message: FromWorker) => {
         if (message.kind === "ready") {
           this.ready = message;
+          worker.unref(); // an engine that nobody asks keeps no program from ending
           resolveReady(worker);
         } else if (message.kind === "failed") {
           reject(fromWire(message.error));
@@ -275,6 +278,15 @@ class NodeEngine implements Engine {
     this.streams.clear();
     for (const { reject } of this.embeddings.values()) reject(error);
     this.embeddings.clear();
+  }
+
+  /** The program goes on while somebody waits for an answer. */
+  private hold(worker: Worker): () => void {
+    this.held++;
+    worker.ref();
+    return () => {
+      if (--this.held === 0) worker.unref();
+    };
   }
 
   private receive(message: FromWorker): void {
@@ -308,6 +320,7 @@ class NodeEngine implements Engine {
   async *generate(prompt: readonly number[], options: GenerateOptions = {}): AsyncGenerator<Piece> {
     const { signal, ...wire } = options;
     const worker = await this.start();
+    const release = this.hold(worker);
     const request = ++this.lastRequest;
     const tell = (message: ToWorker) => worker.postMessage(message);
     const abort = () => tell({ kind: "abort", request });
@@ -321,6 +334,7 @@ class NodeEngine implements Engine {
     } finally {
       signal?.removeEventListener("abort", abort);
       this.streams.delete(request);
+      release();
     }
   }
 
@@ -332,11 +346,12 @@ class NodeEngine implements Engine {
 
   async embed(prompts: readonly (readonly number[])[]): Promise<Float32Array[]> {
     const worker = await this.start();
+    const release = this.hold(worker);
     const request = ++this.lastRequest;
-    return new Promise((resolveVectors, reject) => {
+    return new Promise<Float32Array[]>((resolveVectors, reject) => {
       this.embeddings.set(request, { resolve: resolveVectors, reject });
       worker.postMessage({ kind: "embed", request, prompts } satisfies ToWorker);
-    });
+    }).finally(release);
   }
 
   stats(): EngineStats {
@@ -354,6 +369,7 @@ class NodeEngine implements Engine {
     this.disposed = true;
     const worker = await this.worker?.catch(() => undefined);
     if (!worker) return;
+    worker.ref();
     const ended = new Promise((resolveExit) => worker.once("exit", resolveExit));
     worker.postMessage({ kind: "close" } satisfies ToWorker);
     await ended;

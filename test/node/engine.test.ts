@@ -1,3 +1,5 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import type { Worker } from "node:worker_threads";
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -210,4 +212,23 @@ test("a worker that dies fails its requests, and the next request starts another
   expect((await collect(one.generate([1], { ...greedy, maxTokens: 20 }))).tokens).toEqual(greedyFromBos.slice(0, 20));
   await one.dispose();
   await expect(collect(one.generate([1]))).rejects.toThrow(/closed/);
+});
+
+test.each(["portable", "capi"])("a program that forgets to dispose ends by itself (%s)", async (binding) => {
+  if (binding === "capi" && engine.info.binding !== "node-cpu-capi") {
+    return console.warn("skipped: the C API binding does not work on this machine");
+  }
+  const source = `
+    import { loadEngine } from ${JSON.stringify(new URL("../../src/node/engine.ts", import.meta.url).href)};
+    const engine = await loadEngine(${JSON.stringify(folder)}, { threads: 2, binding: ${JSON.stringify(binding)} });
+    for await (const { text } of engine.generate([1], { temperature: 0, maxTokens: 4 })) process.stdout.write(text);
+    for await (const _ of engine.generate([1], { temperature: 0, maxTokens: 300, ignoreEos: true })) break;`;
+  const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "--eval", source], {
+    cwd: repoPath(),
+    timeout: 60_000,
+  });
+  let said = "";
+  child.stdout.on("data", (data) => (said += data));
+  const [code, signal] = await once(child, "close");
+  expect([said, code, signal]).toEqual([engine.tokenizer.decode(greedyFromBos.slice(0, 4)), 0, null]);
 });
