@@ -165,12 +165,46 @@ const rules: Readonly<Record<string, Rule>> = {
   },
 
   Concat(c) {
+    const { g } = c;
+    const inputs = c.inputs as Value[];
     const axis = c.node.attributes.axis as number;
-    const sizes = c.inputs.map((input) => input!.shape[axis]);
-    if (axis !== first(c).shape.length - 1 || !sizes.every((size) => typeof size === "number")) {
-      throw unsupported(c.node, "along anything but a last dimension of fixed sizes");
-    }
-    return ops.splitLast(c.g, first(c), sizes as number[]);
+    const sizes = ops.concat(
+      g,
+      inputs.map((input) => ops.shapeOf(g, input, axis)),
+      0,
+    );
+    const parts = inputs.map(({ type, shape }) => ({ type, shape }));
+    return g.node("Split", [first(c), sizes], parts, { attributes: { axis } });
+  },
+
+  Pad(c) {
+    const [x, pads] = c.inputs as Value[];
+    return [c.g.node("Pad", [first(c), ops.neg(c.g, pads)], [{ type: x.type, shape: x.shape }])[0]];
+  },
+
+  /** Rows of a matrix, no two alike. */
+  Gather(c) {
+    const { g } = c;
+    const [x, indices] = c.inputs as Value[];
+    if (c.node.attributes.axis || indices.shape.length !== 1) throw unsupported(c.node, "of anything but rows");
+    return [ops.scatterRows(g, ops.mul(g, x, g.scalar(0)), ops.unsqueeze(g, indices, 1), first(c))];
+  },
+
+  ScatterND(c) {
+    const { g } = c;
+    const [, rows, updates] = c.inputs as Value[];
+    const zeros = ops.mul(g, updates, g.scalar(0));
+    return [
+      c.wanted(0) ? ops.scatterRows(g, first(c), rows, zeros) : undefined,
+      undefined,
+      c.wanted(2) ? ops.gather(g, first(c), ops.squeeze(g, rows, 1)) : undefined,
+    ];
+  },
+
+  TopK(c) {
+    const { g } = c;
+    const [x] = c.inputs as Value[];
+    return [ops.scatterLast(g, ops.mul(g, x, g.scalar(0)), c.outputs[1], first(c))];
   },
 
   Where(c) {

@@ -189,12 +189,14 @@ export function slice(g: Graph, x: Value, start: Value, end: Value, axis: number
   return g.node("Slice", [x, start, end, g.ints([axis])], [{ type: x.type, shape: x.shape.with(axis, size) }])[0];
 }
 
-/** `count` rows of zeros in front of the axis. */
-export function padFront(g: Graph, x: Value, axis: number, count: number, size: Dim): Value {
+/** Everything along the axis `by` places later: zeros come in at the front, as many rows drop out at the end. */
+export function shift(g: Graph, x: Value, axis: number, by: number): Value {
+  if (by === 0) return x;
   const pads = Array<number>(2 * x.shape.length)
     .fill(0)
-    .with(axis, count);
-  return g.node("Pad", [x, g.ints(pads)], [{ type: x.type, shape: x.shape.with(axis, size) }])[0];
+    .with(axis, by);
+  pads[x.shape.length + axis] = -by;
+  return g.node("Pad", [x, g.ints(pads)], [{ type: x.type, shape: x.shape }])[0];
 }
 
 /** Rows of x (batch, rows, ...) at indices (batch, n), each sequence its own: (batch, n, ...). */
@@ -262,9 +264,16 @@ export function nonZero(g: Graph, x: Value, count: string): Value {
   return g.node("NonZero", [x], [{ type: "int64", shape: [x.shape.length, count] }])[0];
 }
 
-/** `data` with its rows at `rows` (n, 1) replaced by `updates` (n, ...). */
+/** `data` with its rows at `rows` (n, 1), no two alike, replaced by `updates` (n, ...). */
 export function scatterRows(g: Graph, data: Value, rows: Value, updates: Value): Value {
   return g.node("ScatterND", [data, rows, updates], [{ type: data.type, shape: data.shape }])[0];
+}
+
+/** `data` with `updates` at `indices` along the last dimension, no two alike in a row. */
+export function scatterLast(g: Graph, data: Value, indices: Value, updates: Value): Value {
+  return g.node("ScatterElements", [data, indices, updates], [{ type: data.type, shape: data.shape }], {
+    attributes: { axis: data.shape.length - 1 },
+  })[0];
 }
 
 /** The size of one dimension as int64 (1). */

@@ -1,7 +1,10 @@
 /** Every family against what transformers computed in float32: golden/models, four of them in this repository. */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import * as ort from "onnxruntime-node";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { floatWeights } from "../../src/arch/weights.ts";
+import { BlockForward } from "../../src/eval/block-forward.ts";
 import { isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { Decoder, floats, type Golden, maxDifference, openModel, readGolden } from "./golden-model.ts";
 
@@ -49,6 +52,24 @@ describe.each([...here, ...elsewhere])("%s", (_, folder) => {
       const theirs = golden.batchLogits.data.subarray(start, end);
       expect(maxDifference(ours.subarray(start, end), theirs), `sequence ${row}`).toBeLessThan(TOLERANCE);
     }
+  });
+
+  test("block by block, as calibration runs it, gives the same hidden states and logits", async () => {
+    const model = await openModel(folder);
+    const ids = [...golden.inputIds];
+    const forward = new BlockForward(ort, model, floatWeights(model.checkpoint), ids.length);
+    const hidden = await forward.embed([ids]);
+    const size = hidden[0].length;
+    for (let layer = 0; layer < model.config.layers; layer++) {
+      const theirs = golden.hiddenStates.data.subarray(layer * size, (layer + 1) * size);
+      expect(maxDifference(hidden[0], theirs), `before block ${layer}`).toBeLessThan(TOLERANCE);
+      await forward.block(layer, hidden);
+    }
+    for await (const logits of forward.logits(hidden)) {
+      expect(maxDifference(logits, golden.logits.data)).toBeLessThan(TOLERANCE);
+    }
+    await forward.dispose();
+    await model.checkpoint.dispose();
   });
 
   test("greedy tokens with the cache are the reference's", async () => {
