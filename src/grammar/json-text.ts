@@ -161,6 +161,7 @@ const digitIn = (lo: number, hi: number): Node => byteSet((b) => b >= 48 + lo &&
 
 function sameLength(lo: string, hi: string): Node {
   if (lo === "") return EMPTY;
+  if (/^0*$/.test(lo) && /^9*$/.test(hi)) return repeat(digit, lo.length, lo.length);
   const [a, b] = [Number(lo[0]), Number(hi[0])];
   const rest = lo.length - 1;
   if (a === b) return seq(digitIn(a, a), sameLength(lo.slice(1), hi.slice(1)));
