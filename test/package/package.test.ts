@@ -89,6 +89,17 @@ describe.skipIf(!wanted)("installed in an empty folder (needs CI=1 or NIBBLE_TES
     await inFolder("node", "imports.js");
   });
 
+  test("the README's library snippet runs, with the embedded model in place of the hub's", async () => {
+    const [, snippet] = /## The library\n\n```ts\n([^`]+)```/.exec(readFileSync(join(root, "README.md"), "utf8")) ?? [];
+    const code = snippet
+      .replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', '"node_modules/nibble-llm/models/stories260k"')
+      .replace(/engine\.chat\(\[.*?\]/, 'engine.generate(engine.tokenizer.encode("Once upon a time")'); // it has no chat template
+    expect(code).toContain("stories260k");
+    await writeFile(join(folder, "snippet.js"), code);
+    const { stdout } = await inFolder("node", "snippet.js");
+    expect(stdout.length).toBeGreaterThan(20);
+  }, 300_000);
+
   test("the embedded model is quantized, exported and answers", async () => {
     const model = join(folder, "node_modules", "nibble-llm", "models", "stories260k");
     await inFolder(
@@ -119,5 +130,5 @@ describe.skipIf(!wanted)("installed in an empty folder (needs CI=1 or NIBBLE_TES
       "--quiet",
     );
     expect(answer.stdout.length).toBeGreaterThan(10);
-  }, 120_000);
+  }, 300_000);
 });
