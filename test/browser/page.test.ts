@@ -175,6 +175,7 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
         .click();
       expect(await answers(page).locator(".body").textContent()).toBe(edited);
       await page.getByRole("button", { name: "Dark or light" }).click();
+      await page.waitForSelector(".pill.on");
       await picture(page, "chat-dark");
     }));
 
