@@ -16,6 +16,7 @@ import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../src/tokeniz
 import type { ToolCallEvent } from "../src/tokenizer/tool-calls.ts";
 import { ApiError, contextLengthError } from "./openai/errors.ts";
 import { ReasoningSplitter, thinkingState } from "./reasoning.ts";
+import { describeTools, knowsTools } from "./tool-prompt.ts";
 import { planTools, type ToolPlan } from "./tools.ts";
 
 /** A chat request of any API, in the engine's terms. */
@@ -70,15 +71,21 @@ export interface RenderedPrompt {
   readonly ids: readonly number[];
 }
 
-export function renderPrompt(tokenizer: Tokenizer, job: Pick<ChatJob, "messages" | "template">): RenderedPrompt {
+export function renderPrompt(
+  tokenizer: Tokenizer,
+  job: Pick<ChatJob, "messages" | "template" | "tools">,
+): RenderedPrompt {
+  // a base model follows no instruction: there a grammar forces the call, or none comes
+  const untaught = job.tools && tokenizer.chatTemplate !== undefined && !knowsTools(tokenizer.chatTemplate);
+  const messages = untaught ? describeTools(job.messages, job.tools?.definitions ?? []) : job.messages;
   if (tokenizer.chatTemplate === undefined) {
     // a base model: it continues the messages' plain text, as a completion would
-    const text = job.messages.map(({ content }) => (typeof content === "string" ? content : "")).join("\n");
+    const text = messages.map(({ content }) => (typeof content === "string" ? content : "")).join("\n");
     return { text, ids: tokenizer.encode(text) };
   }
   let text: string;
   try {
-    text = tokenizer.applyChatTemplate(job.messages, job.template);
+    text = tokenizer.applyChatTemplate(messages, job.template);
   } catch (error) {
     if (error instanceof NibbleError && error.code !== "engine") throw withParam(error);
     const reason = error instanceof Error ? error.message : String(error);

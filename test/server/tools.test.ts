@@ -94,6 +94,26 @@ describe("tool_choice auto", () => {
   });
 });
 
+test("a template without tools: the model is told of them, and its earlier calls are text", async () => {
+  let prompt = "";
+  const script = (text: string) => {
+    prompt = text;
+    return said;
+  };
+  const { post } = testApp({ script });
+  const call = { id: "call_12345", type: "function", function: { name: "time", arguments: "{}" } };
+  const messages = [
+    { role: "system", content: "Be brief." },
+    ...hi,
+    { role: "assistant", content: null, tool_calls: [call] },
+    { role: "tool", tool_call_id: "call_12345", content: "noon" },
+  ];
+  const { choices } = await (await post("/v1/chat/completions", { messages, tools: [weather] })).json();
+  expect(prompt).toContain('system: Be brief.\n\nYou can call these functions:\n{"name":"weather"');
+  expect(prompt).toContain('assistant: {"name":"time","arguments":{}}\ntool: noon\n');
+  expect(choices[0]).toMatchObject({ finish_reason: "tool_calls", message: { content: null } });
+});
+
 describe("forced", () => {
   test.each([
     ["required", "required", ["weather", "time"], true],
