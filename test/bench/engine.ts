@@ -7,7 +7,8 @@
  *     [--kv fp32,int8] [--text FILE] [--gguf FILE] [--modules FOLDER with node_modules/node-llama-cpp] [--transformers]
  *
  * Steps are timed one by one and reported as best, tenth percentile and median: on a machine that others use, the
- * first two tell what the code does, the last what the neighbours left.
+ * first two tell what the code does, the last what the neighbours left. CPU time (best round, all threads, their
+ * spinning included) with --threads 1 is nearly what a quiet machine would take.
  */
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -51,6 +52,21 @@ interface Row {
   readonly tokensPerStep: number;
   /** Bytes read per step at least: weights once, the cache of every row. */
   readonly bytesPerStep?: number;
+  /** CPU milliseconds of a decode step, best round. */
+  cpuMs: number;
+}
+
+interface Measured {
+  readonly prefillMs: number;
+  readonly stepMs: number[];
+  /** CPU milliseconds of all decode steps. */
+  readonly cpuMs: number;
+}
+
+/** CPU milliseconds of this process since `start`. */
+function cpuSince(start: NodeJS.CpuUsage): number {
+  const { user, system } = process.cpuUsage(start);
+  return (user + system) / 1000;
 }
 
 interface Runner {
@@ -58,7 +74,7 @@ interface Runner {
   readonly tokensPerStep: number;
   bytesPerStep?(context: number): number;
   /** Prefills `context` tokens, then decodes; milliseconds of the one and of every step of the other. */
-  run(ids: readonly number[], steps: number): Promise<{ prefillMs: number; stepMs: number[] }>;
+  run(ids: readonly number[], steps: number): Promise<Measured>;
   dispose(): Promise<void>;
 }
 
@@ -88,6 +104,7 @@ async function nibble(binding: Binding, kv: string | undefined, rows: number, li
       session.reserve(rows, ids.length + count);
       for (let row = 1; row < rows; row++) session.moveRow(0, row);
       const stepMs: number[] = [];
+      const cpu = process.cpuUsage();
       let tokens = new Array<number>(rows).fill(ids[ids.length - 1]);
       for (let step = 0; step < count; step++) {
         const pasts = new Array<number>(rows).fill(ids.length + step);
@@ -95,7 +112,7 @@ async function nibble(binding: Binding, kv: string | undefined, rows: number, li
         stepMs.push(ms);
         tokens = logits.map(likeliest);
       }
-      return { prefillMs, stepMs };
+      return { prefillMs, stepMs, cpuMs: cpuSince(cpu) };
     },
     dispose: () => session.dispose(),
   };
@@ -126,9 +143,12 @@ async function transformersJs(): Promise<Runner> {
     what: "transformers.js",
     tokensPerStep: 1,
     async run(ids, count) {
+      const atFirst = process.cpuUsage();
       const [prefillMs] = await timed(() => answer(ids, 1) as Promise<unknown>);
+      const prefillCpu = cpuSince(atFirst);
+      const atSecond = process.cpuUsage();
       const [allMs] = await timed(() => answer(ids, count + 1) as Promise<unknown>);
-      return { prefillMs, stepMs: [(allMs - prefillMs) / count] };
+      return { prefillMs, stepMs: [(allMs - prefillMs) / count], cpuMs: cpuSince(atSecond) - prefillCpu };
     },
     dispose: async () => void (await model.dispose()),
   };
@@ -148,14 +168,16 @@ async function llamaCpp(gguf: string, modules: string): Promise<Runner> {
       const sequence = context.getSequence();
       const [prefillMs] = await timed(() => sequence.evaluateWithoutGeneratingNewTokens([...ids]));
       const stepMs: number[] = [];
+      const cpu = process.cpuUsage();
       let start = performance.now();
       for await (const _ of sequence.evaluate([ids[ids.length - 1]], { temperature: 0 })) {
         stepMs.push(performance.now() - start);
         if (stepMs.length >= count) break;
         start = performance.now();
       }
+      const cpuMs = cpuSince(cpu);
       await context.dispose();
-      return { prefillMs, stepMs };
+      return { prefillMs, stepMs, cpuMs };
     },
     dispose: () => model.dispose(),
   };
@@ -200,25 +222,29 @@ for (const context of values.context.split(",").map(Number)) {
     context,
     prefill: 0,
     stepMs: [],
+    cpuMs: Number.POSITIVE_INFINITY,
     tokensPerStep,
     bytesPerStep: bytesPerStep?.(context),
   }));
   for (let round = 0; round < rounds; round++) {
     for (const [i, runner] of runners.entries()) {
-      const { prefillMs, stepMs } = await runner.run(ids, steps);
+      const { prefillMs, stepMs, cpuMs } = await runner.run(ids, steps);
+      rows[i].cpuMs = Math.min(rows[i].cpuMs, cpuMs / steps);
       rows[i].prefill = Math.max(rows[i].prefill, (context * 1000) / prefillMs);
       rows[i].stepMs.push(...stepMs);
     }
   }
   for (const runner of runners) await runner.dispose();
   console.log(`\ncontext ${context}, ${rounds} rounds interleaved, ${steps} steps each`);
-  console.log("| what | prefill tok/s | best ms | p10 ms | median ms | tok/s at p10 | read at least |");
-  console.log("| --- | --- | --- | --- | --- | --- | --- |");
-  for (const { what, prefill, stepMs, tokensPerStep, bytesPerStep } of rows) {
+  console.log("| what | prefill tok/s | best ms | p10 ms | median ms | tok/s at p10 | CPU ms a step | read at least |");
+  console.log("| --- | --- | --- | --- | --- | --- | --- | --- |");
+  for (const { what, prefill, stepMs, cpuMs, tokensPerStep, bytesPerStep } of rows) {
     const sorted = [...stepMs].sort((a, b) => a - b);
     const [best, p10, median] = [sorted[0], quantile(sorted, 0.1), quantile(sorted, 0.5)];
     const floor = bytesPerStep ? `${(bytesPerStep / 1e6).toFixed(0)} MB` : "";
     const cells = [prefill.toFixed(0), best.toFixed(1), p10.toFixed(1), median.toFixed(1)];
-    console.log(`| ${what} | ${cells.join(" | ")} | ${((tokensPerStep * 1000) / p10).toFixed(1)} | ${floor} |`);
+    console.log(
+      `| ${what} | ${cells.join(" | ")} | ${((tokensPerStep * 1000) / p10).toFixed(1)} | ${cpuMs.toFixed(1)} | ${floor} |`,
+    );
   }
 }
