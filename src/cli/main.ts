@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Command, CommanderError } from "commander";
+import { NibbleError } from "../errors.ts";
 import { packageFolder } from "../node/package.ts";
 import { chat } from "./chat.ts";
 import { evalCommand } from "./eval.ts";
@@ -33,6 +34,11 @@ try {
   await program.parseAsync();
 } catch (error) {
   // commander has printed its own message; --help and --version arrive here too, with code 0
-  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : EXIT_USAGE;
-  else process.exitCode = reportError({ json: process.argv.includes("--json") }, error);
+  const json = process.argv.includes("--json");
+  if (!(error instanceof CommanderError)) process.exitCode = reportError({ json }, error);
+  else if (error.exitCode === 0) process.exitCode = 0;
+  else {
+    process.exitCode = EXIT_USAGE;
+    if (json) reportError({ json }, new NibbleError("bad_option", error.message.replace(/^error: /, "")));
+  }
 }

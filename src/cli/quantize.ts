@@ -1,7 +1,7 @@
 /** `nibble quantize`: a checkpoint to a few bits a weight, exported and checked. */
 import { Command, Option } from "commander";
 import type { Drift } from "../eval/drift.ts";
-import { containerDtype, exportFolder } from "../node/export-folder.ts";
+import { containerDtype, exportFolder, requireExportable } from "../node/export-folder.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
 import { quantize } from "../node/quantize.ts";
 import { madeLine } from "./export.ts";
@@ -49,20 +49,23 @@ withRecipeFlags(command)
 export const quantizeCommand = withCheckpointFlags(command).action((spec: string, flags: QuantizeFlags) =>
   runCommand(flags, async ({ output, signal }) => {
     const recipe = recipeOf(flags);
-    const { threads, adapter } = flags;
+    const dtype = containerDtype(recipe.bits, flags.dtype === "q4f16" ? "float16" : "float32");
+    const kv = madeKv(flags.kv, flags.dtype);
+    const { threads, adapter, context: contextLength, force: overwrite } = flags;
     const common = { threads, signal, onProgress: output.progress };
     const checkpoint = await openCheckpoint(spec, { adapter, ...common });
     try {
       for (const note of checkpoint.notes) output.note(`note: ${note}`);
+      await requireExportable(checkpoint, flags.output, { overwrite, contextLength });
       const text = await calibrationText(checkpoint, flags.calibration);
       const quantized = await quantize(checkpoint, recipe, { text, ...common });
       for (const note of quantized.quantized.notes) output.note(`warning: ${note}`);
       const manifest = await exportFolder(quantized, flags.output, {
-        dtype: containerDtype(recipe.bits, flags.dtype === "q4f16" ? "float16" : "float32"),
-        contextLength: flags.context,
-        overwrite: flags.force,
+        dtype,
+        contextLength,
+        overwrite,
         check: flags.check,
-        kv: madeKv(flags.kv, flags.dtype),
+        kv,
         onNote: (note) => output.note(`note: ${note}`),
         ...common,
       });

@@ -127,7 +127,8 @@ export async function writeManifest(out: FolderSink, manifest: Manifest): Promis
   await writeJson(out, MANIFEST, manifest);
 }
 
-function contextOf({ config, checkpoint }: Model, asked: number | undefined): number {
+/** Rows of position tables; errors: `bad_option` where the model was not made for so many. */
+export function contextOf({ config, checkpoint }: Model, asked: number | undefined): number {
   if (asked === undefined) return Math.min(config.maxPositions, DEFAULT_MAX_CONTEXT);
   if (!Number.isSafeInteger(asked) || asked < 1 || asked > config.maxPositions) {
     throw new NibbleError(

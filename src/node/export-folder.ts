@@ -5,13 +5,13 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
 import { addInt8Cache, type CacheWindows } from "../eval/int8-cache.ts";
 import { verifyExport } from "../eval/verify.ts";
-import { type ExportInput, type ExportOptions, exportModel, writeManifest } from "../export/export.ts";
+import { contextOf, type ExportInput, type ExportOptions, exportModel, writeManifest } from "../export/export.ts";
 import type { Manifest, ModelDtype } from "../export/model-folder.ts";
 import type { FolderSink } from "../files.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { cpuOrt } from "./cpu-ort.ts";
-import { nodeSink } from "./folder-sink.ts";
+import { nodeSink, requireFree } from "./folder-sink.ts";
 import { rememberModel } from "./models.ts";
 import { KV_CALIBRATION_WINDOWS, type Quantized } from "./quantize.ts";
 import { type NamedText, shippedText, type TextWindows, textWindows } from "./text-windows.ts";
@@ -64,6 +64,16 @@ export async function exportFolder(
   }
 }
 
+/** What `exportFolder` would refuse after the quantization, before it. */
+export async function requireExportable(
+  checkpoint: Checkpoint,
+  folder: string,
+  { overwrite = false, contextLength }: Pick<ExportFolderOptions, "overwrite" | "contextLength">,
+): Promise<void> {
+  await requireFree(folder, overwrite);
+  contextOf(resolveModel(checkpoint), contextLength);
+}
+
 function asItIs(checkpoint: Checkpoint): { readonly model: Model; readonly weights: Weights } {
   const model = resolveModel(checkpoint);
   return { model, weights: floatWeights(model.checkpoint) };
@@ -97,5 +107,11 @@ async function checkWindows(checkpoint: Checkpoint, text?: NamedText): Promise<T
 export function containerDtype(bits: number, activations: "float32" | "float16" = "float32"): ModelDtype {
   const half = activations === "float16" ? "f16" : "";
   if (bits <= 2) return `q2${half}`;
-  return bits <= 4 ? `q4${half}` : "int8";
+  if (bits <= 4) return `q4${half}`;
+  if (activations === "float16") {
+    throw new NibbleError("unsupported", `float16 activations with ${bits} bits: this version makes q2f16 and q4f16.`, {
+      param: "dtype",
+    });
+  }
+  return "int8";
 }

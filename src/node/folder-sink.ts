@@ -93,7 +93,9 @@ async function attempt<T>(path: string, action: () => Promise<T>): Promise<T> {
   }
 }
 
-async function requireFree(target: string, overwrite: boolean): Promise<void> {
+/** Errors: `bad_option` where something is in the folder's place that `nodeSink` would not replace. */
+export async function requireFree(folder: string, overwrite: boolean): Promise<void> {
+  const target = resolve(folder);
   const info = await stat(target).catch(() => undefined);
   if (!info) return;
   if (!info.isDirectory()) throw new NibbleError("bad_option", `${target} is a file; name a folder to write.`);

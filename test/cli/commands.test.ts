@@ -43,6 +43,25 @@ describe("every command", () => {
   });
 });
 
+test("wrong use with --json is a JSON document too", async () => {
+  const { code, stdout } = await run(["quantize", stories, "-o", "never", "--bits", "two", "--json"]);
+  expect(code).toBe(2);
+  expect(JSON.parse(stdout).error).toMatchObject({ code: "bad_option", message: expect.stringContaining("--bits") });
+});
+
+test("what the export would refuse is refused before anything is quantized", async () => {
+  const quantize = ["quantize", stories, "-o", "never", "--method", "rtn"];
+  for (const flags of [
+    ["--dtype", "q4f16", "--kv", "fp32"],
+    ["--dtype", "q4f16", "--bits", "8"],
+    ["--context", "100000"],
+  ]) {
+    const { code, stderr } = await run([...quantize, ...flags]);
+    expect(code).not.toBe(0);
+    expect(stderr).not.toContain("quantize layer");
+  }
+});
+
 test("export makes a folder that inspect describes, list names and rm deletes", async () => {
   const made = await run(["export", stories, "-o", "f32"]);
   expect(made).toMatchObject({ code: 0 });
@@ -75,9 +94,10 @@ describe("a quantized model", () => {
   });
 
   test("an occupied folder is refused without --force, and not touched", async () => {
-    const { code, stderr } = await run(["quantize", stories, "-o", "q4", "--method", "rtn", "--quiet"]);
+    const { code, stderr } = await run(["quantize", stories, "-o", "q4", "--method", "rtn"]);
     expect(code).toBe(2);
     expect(stderr).toContain("--force");
+    expect(stderr).not.toContain("quantize layer"); // hours of a large model
     const manifest = JSON.parse(await readFile(join(folder, "q4", "nibble.json"), "utf8"));
     expect(manifest.recipe.name).toBe("gptq");
   });
