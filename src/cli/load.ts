@@ -1,6 +1,7 @@
 /** Loads an exported folder for chat and serve, and says what it takes. */
 import { readFile } from "node:fs/promises";
 import { describeGraph } from "../export/describe-graph.ts";
+import { DEFAULT_BUDGET } from "../kv/window.ts";
 import { loadEngine } from "../node/engine.ts";
 import { nodeFolder } from "../node/files.ts";
 import { describeMemory, estimateMemory, type MemoryEstimate } from "../node/memory.ts";
@@ -16,15 +17,27 @@ export async function expectedMemory(dir: string, flags: LoadFlags): Promise<Mem
   const float = await describeGraph(folder, offer.graph);
   const chosen = graphForKv(offer, flags.kv, float.kvType === "float16" ? "fp16" : "fp32");
   const graph = chosen === offer.graph ? float : await describeGraph(folder, chosen);
-  return estimateMemory({ ...graph, contextLength: flags.context ?? offer.contextLength });
+  const budget = flags.kvPolicy === "window" ? (flags.kvBudget ?? flags.context ?? DEFAULT_BUDGET) : undefined;
+  const contextLength = Math.min(budget ?? flags.context ?? offer.contextLength, offer.contextLength);
+  return estimateMemory({ ...graph, contextLength });
 }
 
 /** Errors: `no_space` before anything is loaded, and the engine's own. */
 export async function openEngine(dir: string, flags: LoadFlags, { output, signal }: CommandContext): Promise<Engine> {
   output.note(`${dir}: ${describeMemory(await expectedMemory(dir, flags))}`);
-  const { device, threads, kv, kvPolicy, kvBudget, context } = flags;
+  const { device, threads, binding, kv, kvPolicy, kvBudget, context } = flags;
   const chatTemplate = flags.chatTemplate === undefined ? undefined : await readFile(flags.chatTemplate, "utf8");
-  const engine = await loadEngine(dir, { device, threads, kv, kvPolicy, kvBudget, context, chatTemplate, signal });
+  const engine = await loadEngine(dir, {
+    device,
+    threads,
+    binding,
+    kv,
+    kvPolicy,
+    kvBudget,
+    context,
+    chatTemplate,
+    signal,
+  });
   output.note(`${engine.info.id}: ${engine.info.file} on ${engine.info.binding}`);
   return engine;
 }

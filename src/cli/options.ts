@@ -2,6 +2,7 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
+import type { Binding } from "../node/binding.ts";
 import { type NamedText, readTextFile } from "../node/text-windows.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { OutputFlags } from "./output.ts";
@@ -36,6 +37,7 @@ export function withCheckpointFlags(command: Command): Command {
 }
 
 export const KV_FORMATS = ["fp32", "fp16", "int8", "int4", "int4-static"];
+const BINDINGS: readonly Binding[] = ["portable", "capi"];
 const KV_POLICIES = ["full", "window", "h2o", "snapkv", "keydiff", "expected"];
 
 /** Flags of a command that loads an exported model. */
@@ -46,6 +48,7 @@ export interface LoadFlags extends OutputFlags {
   readonly kv?: string;
   readonly kvPolicy?: string;
   readonly kvBudget?: number;
+  readonly binding?: Binding;
   readonly chatTemplate?: string;
 }
 
@@ -54,6 +57,9 @@ export function withLoadFlags(command: Command): Command {
     command
       .addOption(new Option("--device <name>", "where it runs").choices(["cpu", "webgpu"]).default("cpu"))
       .option("--threads <n>", "CPU threads", wholeNumber)
+      .addOption(
+        new Option("--binding <name>", "how ONNX Runtime is called (default: capi where it works)").choices(BINDINGS),
+      )
       .option("--context <tokens>", "prompt and answer together; the KV cache is made for it", wholeNumber)
       .addOption(
         new Option("--kv <format>", "numbers in the KV cache (default: int8 where the folder has it)").choices(

@@ -9,9 +9,11 @@
 import { NibbleError } from "../errors.ts";
 
 /** StreamingLLM's: four initial tokens carry the attention mass that a window without them loses. */
-export const SINK_TOKENS = 4;
+const SINK_TOKENS = 4;
 /** Below it hardly more than the sinks would be left. */
-export const MIN_BUDGET = 64;
+const MIN_BUDGET = 64;
+/** Tokens where nothing is said: a few screens of text. */
+export const DEFAULT_BUDGET = 1024;
 
 export interface WindowPolicy {
   /** Tokens in the cache at most. */

@@ -11,7 +11,7 @@ import { capabilitiesOf, requireFeature } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { readAll } from "../files.ts";
-import { type WindowPolicy, windowPolicy } from "../kv/window.ts";
+import { DEFAULT_BUDGET, type WindowPolicy, windowPolicy } from "../kv/window.ts";
 import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
 import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
@@ -58,8 +58,6 @@ export interface LoadEngineOptions {
 
 const DEFAULT_MAX_BATCH = 8;
 const DEFAULT_MAX_WAITING = 64;
-/** Tokens under "window" where nothing is said: a few screens of text. */
-const DEFAULT_BUDGET = 1024;
 const DEFAULT_PREFIX_CACHE_BYTES = 256 * 2 ** 20;
 /** Of the memory left after weights and one full context, what the caches of further sequences may take. */
 const KV_SHARE = 0.5;
