@@ -1,4 +1,5 @@
 /** Fill-in-the-middle prompts, by the tokens that code models were trained with. */
+import type { GenerateOptions } from "../src/runtime/engine.ts";
 import type { Tokenizer } from "../src/tokenizer/tokenizer.ts";
 
 interface FimFormat {
@@ -26,7 +27,8 @@ export interface ContextFile {
 
 export interface FimPrompt {
   readonly ids: readonly number[];
-  readonly stopTokens: readonly number[];
+  /** What filling a gap needs, under what the request asks for. */
+  readonly options: Pick<GenerateOptions, "stopTokens" | "repetitionPenalty">;
 }
 
 /** Undefined where the model has no such tokens. */
@@ -51,8 +53,10 @@ export function fimPrompt(
       ...encode(after),
       middleId,
     ];
-    const stopTokens = [prefixId, suffixId, middleId, ...ends.map((token) => tokenizer.tokenId(token))];
-    return { ids, stopTokens: stopTokens.filter((id) => id !== undefined) };
+    const ending = [prefixId, suffixId, middleId, ...ends.map((token) => tokenizer.tokenId(token))];
+    const stopTokens = ending.filter((id) => id !== undefined);
+    // code repeats its names: a penalty that a model's generation_config sets for chat would forbid `a + b`
+    return { ids, options: { stopTokens, repetitionPenalty: 1 } };
   }
   return undefined;
 }

@@ -13,7 +13,7 @@ import {
   type ServerContext,
   streamOptions,
 } from "../context.ts";
-import { fimPrompt } from "../fim.ts";
+import { type FimPrompt, fimPrompt } from "../fim.ts";
 import { merge } from "../merge.ts";
 import { type ResponseHead, usageOut } from "../openai/chat-response.ts";
 import {
@@ -41,10 +41,10 @@ export function completions(context: ServerContext): Hono {
     try {
       const options = { ...completionOptions(request, engine.info.vocabSize), signal: held.signal };
       const echo = request.echo ?? false;
-      runs = promptsOf(request, engine).flatMap(({ prompt, stopTokens }) =>
+      runs = promptsOf(request, engine).flatMap(({ prompt, fim }) =>
         Array.from({ length: n }, (_, index) => {
           const seed = options.seed === undefined ? {} : { seed: options.seed + index };
-          return complete(engine, prompt, { ...options, ...seed, ...(stopTokens ? { stopTokens } : {}) }, echo);
+          return complete(engine, prompt, { ...fim, ...options, ...seed }, echo);
         }),
       );
     } catch (error) {
@@ -71,7 +71,8 @@ function promptCount({ prompt }: CompletionRequest): number {
 
 interface Start {
   readonly prompt: Prompt;
-  readonly stopTokens?: readonly number[];
+  /** What filling a gap needs. */
+  readonly fim?: FimPrompt["options"];
 }
 
 function promptsOf(request: CompletionRequest, engine: Engine): Start[] {
@@ -95,7 +96,7 @@ function around(prompt: Prompt, { suffix = "", echo }: CompletionRequest, { toke
     const message = "'suffix' needs a model with fill-in-the-middle tokens, and this one has none.";
     throw refuse("suffix", message, "unsupported_value");
   }
-  return { prompt: { ids: fim.ids, text: prompt.text, added: 0 }, stopTokens: fim.stopTokens };
+  return { prompt: { ids: fim.ids, text: prompt.text, added: 0 }, fim: fim.options };
 }
 
 /** Each prompt counts once, each of its n answers counts. */

@@ -39,9 +39,9 @@ export function infill(context: ServerContext): Hono {
       requireContext(engine, fim.ids, "prompt");
       const limit = request.n_predict !== undefined && request.n_predict >= 0 ? request.n_predict : request.max_tokens;
       const options = defined({
+        ...fim.options,
         ...samplingOptions(request, engine.info.vocabSize),
         maxTokens: limit,
-        stopTokens: fim.stopTokens,
         signal: held.signal,
       });
       parts = holding(held, complete(engine, { ids: fim.ids, text: before, added: 0 }, options, false));

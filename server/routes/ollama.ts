@@ -285,8 +285,7 @@ async function plainCompletion(
     const [plain] = toPrompts(text, engine.tokenizer, engine.info.vocabSize, "prompt");
     const prompt = fim ? { ids: fim.ids, text, added: 0 } : plain;
     requireContext(engine, prompt.ids, "prompt");
-    const stops = fim ? { stopTokens: fim.stopTokens } : {};
-    const parts = complete(engine, prompt, { ...ollamaOptions(request), ...stops, signal: held.signal }, false);
+    const parts = complete(engine, prompt, { ...fim?.options, ...ollamaOptions(request), signal: held.signal }, false);
     const lines = async function* (): AsyncGenerator<Line> {
       for await (const { text: response, finish, usage, timings } of holding(held, parts)) {
         const line = { model, created_at: new Date().toISOString(), response, done: finish !== undefined };

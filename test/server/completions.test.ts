@@ -60,9 +60,11 @@ test("a stream ends with finish_reason, usage when asked for, and [DONE]", async
 
 test("suffix and /infill put the gap between the model's own tokens; both end in the text between", async () => {
   const seen: string[] = [];
+  const penalties: unknown[] = [];
   const { post } = testApp({
-    script: (prompt) => {
+    script: (prompt, { repetitionPenalty }) => {
       seen.push(prompt);
+      penalties.push(repetitionPenalty);
       return "middle";
     },
   });
@@ -70,6 +72,7 @@ test("suffix and /infill put the gap between the model's own tokens; both end in
   const filled = await (await post("/infill", { input_prefix: "before", input_suffix: "after", n_predict: 6 })).json();
   expect(completion.choices[0].text).toBe("middle");
   expect(filled).toMatchObject({ content: "middle", stop: true, stop_type: "limit", tokens_predicted: 6 });
+  expect(penalties).toEqual([1, 1]); // code repeats its names, whatever generation_config says
   expect(seen).toEqual(Array(2).fill("<s><fim_prefix>before<fim_suffix>after<fim_middle>"));
 });
 
