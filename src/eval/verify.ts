@@ -31,25 +31,35 @@ export async function verifyExport(
   const graph = await checkGraph(ort, folder, manifest, model, weights, windows[0].slice(0, GRAPH_CHECK_TOKENS));
   const reference = floatWeights(model.checkpoint);
   const drift = await measureDrift(ort, model, reference, dequantizedWeights(weights), windows, options);
-  requireLanguageModel(model, windows, drift.perplexityReference);
+  requireLanguageModel(model, windows, drift);
   return { ...graph, drift };
 }
 
 /**
  * A model that knows nothing but how often each token occurs in this very text has the unigram perplexity; a language
- * model is below it, and one with a wrong rotary or a wrong norm is far above.
+ * model is below it, and one with a badly wrong norm is far above. A rotary that is wrong but near enough for the
+ * closest tokens shows in another way: the loss rises with the distance from the start of the text, where that of every
+ * language model falls.
  */
 export function requireLanguageModel(
   { checkpoint }: Model,
   windows: readonly (readonly number[])[],
-  perplexity: number,
+  {
+    perplexityReference: perplexity,
+    contextGainReference: gain = Number.POSITIVE_INFINITY,
+  }: Pick<Drift, "perplexityReference" | "contextGainReference">,
 ): void {
   const limit = unigramPerplexity(windows);
-  if (perplexity < limit) return;
+  if (perplexity < limit && gain > 0) return;
+  const found =
+    perplexity < limit
+      ? `loss on held-back text is ${(-gain).toPrecision(2)} nats higher far into the text than at its start, where a ` +
+        "language model's is lower"
+      : `perplexity on held-back text is ${perplexity.toPrecision(4)}, where guessing by token frequency alone gives ` +
+        limit.toPrecision(4);
   throw new NibbleError(
     "verification",
-    `${checkpoint.name}: the float model's perplexity on held-back text is ${perplexity.toPrecision(4)}, where guessing ` +
-      `by token frequency alone gives ${limit.toPrecision(4)}. Either the text is nothing this model was trained for ` +
+    `${checkpoint.name}: the float model's ${found}. Either the text is nothing this model was trained for ` +
       "(give one that it was with --calibration), or the checkpoint is damaged or computed wrongly.",
   );
 }

@@ -14,6 +14,8 @@ import { requireLanguageModel, verifyExport } from "../../src/eval/verify.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { nodeFolder } from "../../src/node/files.ts";
 import { nodeSink } from "../../src/node/folder-sink.ts";
+import { shippedText, textWindows } from "../../src/node/text-windows.ts";
+import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -54,9 +56,30 @@ test("a model with a wrong rotary is no language model", async () => {
   ] as const) {
     const model = await open(path);
     const weights = floatWeights(model.checkpoint);
-    const { perplexity } = await measureDrift(ort, model, weights, weights, windows);
-    const check = () => requireLanguageModel(model, windows, perplexity);
+    const drift = await measureDrift(ort, model, weights, weights, windows);
+    const check = () => requireLanguageModel(model, windows, drift);
     if (sane) expect(check).not.toThrow();
     else expect(check).toThrow(/perplexity on held-back text/);
+  }
+});
+
+test("a rotary that is right for the closest tokens only, or a wrong activation, shows in what far context costs", async () => {
+  for (const [name, change] of [
+    ["sane", {}],
+    ["rope_theta", { rope_theta: 1e6 }],
+    ["hidden_act", { hidden_act: "gelu" }],
+  ] as const) {
+    const changed = join(folder, `changed-${name}`);
+    await cp(stories, changed, { recursive: true });
+    const config = JSON.parse(await readFile(join(changed, "config.json"), "utf8"));
+    await writeFile(join(changed, "config.json"), JSON.stringify({ ...config, ...change }));
+    const model = await open(changed);
+    const tokenizer = loadTokenizer(model.checkpoint.sideFiles, { config });
+    const { heldBack } = textWindows(model.checkpoint, tokenizer, await shippedText(tokenizer), 0);
+    const weights = floatWeights(model.checkpoint);
+    const drift = await measureDrift(ort, model, weights, weights, heldBack);
+    const check = () => requireLanguageModel(model, heldBack, drift);
+    if (name === "sane") expect(check).not.toThrow();
+    else expect(check).toThrow(/far into the text/);
   }
 });
