@@ -205,10 +205,11 @@ test("a window that forgets goes on as from the sinks and the recent tokens, at 
 
 test("a worker that dies fails its requests, and the next request starts another", async () => {
   const one = await loadEngine(folder, { threads: 1 });
-  const running = collect(one.generate([1], { ...greedy, maxTokens: 400 }));
   const worker = await (one as unknown as { start(): Promise<Worker> }).start();
-  await expect.poll(() => one.stats().running, { interval: 5 }).toBe(1);
-  await Promise.all([worker.terminate(), expect(running).rejects.toMatchObject({ code: "engine" })]);
+  const answer = one.generate([1], { ...greedy, ignoreEos: true, maxTokens: 500 })[Symbol.asyncIterator]();
+  await answer.next(); // it runs, and has hundreds of tokens to go
+  const rest = collect({ [Symbol.asyncIterator]: () => answer });
+  await Promise.all([worker.terminate(), expect(rest).rejects.toMatchObject({ code: "engine" })]);
   expect((await collect(one.generate([1], { ...greedy, maxTokens: 20 }))).tokens).toEqual(greedyFromBos.slice(0, 20));
   await one.dispose();
   await expect(collect(one.generate([1]))).rejects.toThrow(/closed/);
