@@ -89,6 +89,7 @@ async function merged(
     throw new NibbleError("not_found", `${base.name} has no tensor "${name}".`, { param: name });
   };
   const adapterFiles = await readSideFiles(folder, files);
+  const configSource = await folder.open("adapter_config.json"); // lora_alpha changes the weights too
   return {
     ...base,
     name: `${base.name} + ${folder.name}`,
@@ -105,7 +106,11 @@ async function merged(
       return rows(name, start, end);
     },
     sideFiles: new Map([...base.sideFiles, ...adapterFiles]),
-    sources: [...base.sources, sourceFile(`adapter/${WEIGHTS}`, source)],
+    sources: [
+      ...base.sources,
+      sourceFile("adapter/adapter_config.json", configSource),
+      sourceFile(`adapter/${WEIGHTS}`, source),
+    ],
     notes: [
       ...base.notes,
       `${folder.name} is merged: ${changes.size} tensors changed.`,
@@ -114,6 +119,7 @@ async function merged(
     ],
     dispose: async () => {
       await source.close?.();
+      await configSource.close?.();
       await base.dispose();
     },
   };

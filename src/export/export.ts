@@ -91,6 +91,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
     files[path] = { sizeBytes: source.sizeBytes, sha256: await sha256OfWritten(out, path) };
     await source.close?.();
   }
+  const paths = model.checkpoint.name.split(" + "); // an adapter is named after its base
   const manifest: Manifest = {
     format: 1,
     nibble: version,
@@ -102,7 +103,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
     ),
     contextLength,
     source: {
-      name: model.checkpoint.name.split(/[\\/]/).filter(Boolean).at(-1) ?? "",
+      name: withoutFolders(model.checkpoint.name, paths),
       files: await Promise.all(
         model.checkpoint.sources.map(async ({ name, sizeBytes, sha256 }) => ({
           name,
@@ -110,7 +111,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
           sha256: await sha256(),
         })),
       ),
-      notes: model.checkpoint.notes,
+      notes: model.checkpoint.notes.map((note) => withoutFolders(note, paths)),
     },
     recipe: input.recipe,
     kv:
@@ -120,6 +121,12 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
   };
   await writeManifest(out, manifest);
   return manifest;
+}
+
+/** The same checkpoint gives the same manifest wherever it lies, and a manifest tells nobody's folders. */
+function withoutFolders(text: string, paths: readonly string[]): string {
+  const last = (path: string) => path.split(/[\\/]/).filter(Boolean).at(-1) ?? "";
+  return paths.reduce((shorter, path) => shorter.replaceAll(path, last(path)), text);
 }
 
 /** (Over)writes nibble.json, as at the end of the check. */

@@ -203,3 +203,12 @@ describe("what does not fit is refused by name", () => {
     await expect(open([config, ["adapter_model.bin", text(1)]])).rejects.toMatchObject({ code: "unsupported" });
   });
 });
+
+test("everything that the weights follow from is among the sources", async () => {
+  const { sources } = await adapted({}, loraQ);
+  const stronger = await adapted({ lora_alpha: 4 }, loraQ);
+  expect(sources.map(({ name }) => name)).toContain("adapter/adapter_config.json");
+  const hashes = (checkpoint: Pick<Checkpoint, "sources">) =>
+    Promise.all(checkpoint.sources.map((source) => source.sha256()));
+  expect(await hashes(stronger)).not.toEqual(await hashes({ sources }));
+});
