@@ -13,6 +13,14 @@ export function samplingOf(chosen: Settings): SamplingOptions & { maxTokens: num
   return seed === "" ? sampling : { ...sampling, seed: Number(seed) };
 }
 
+/** An answer takes at most this share of a small model's context, so that a conversation can go on. */
+const ANSWER_SHARE = 0.25;
+
+/** The settings' longest answer, or less where the context is small. */
+function longestAnswer(chosen: Settings, contextLength: number): number {
+  return Math.min(chosen.maxTokens, Math.max(1, Math.floor(contextLength * ANSWER_SHARE)));
+}
+
 /** Where the next answer is made: "stories260K · wasm", or undefined when there is nothing to ask. */
 export function answeredBy(): string | undefined {
   if (settings.value.runOn === "server") {
@@ -47,6 +55,7 @@ export async function answer(
       ? answerFromServer(server.value!.models[0], chatMessages(history, chosen.system), chosen, signal)
       : engine.generate(promptOf(history, chosen.system, model.value!.hasChatTemplate), {
           ...samplingOf(chosen),
+          maxTokens: longestAnswer(chosen, model.value!.info.contextLength),
           signal,
         });
   const by = answeredBy()!;

@@ -79,7 +79,14 @@ export function settingsDrawer(): HTMLDialogElement {
         slider("topP", "Top p", "Draw from the likeliest that make up this share.", 0.05, 1, 0.05),
         slider("minP", "Min p", "Drop tokens below this share of the likeliest.", 0, 0.5, 0.01),
         slider("repetitionPenalty", "Repetition penalty", "Above 1, words already used become unlikelier.", 1, 2, 0.05),
-        slider("maxTokens", "Longest answer", "In tokens.", 16, 4096, 16),
+        slider(
+          "maxTokens",
+          "Longest answer",
+          "In tokens; in the page at most a quarter of the model's context.",
+          16,
+          4096,
+          16,
+        ),
         el("label", { class: "field" }, el("span", {}, "Seed"), seed),
         el(
           "div",

@@ -61,6 +61,16 @@ export interface Manifest {
   readonly recipe?: Readonly<Record<string, unknown>>;
   /** Static data that KV policies need (int8 scales), by policy. */
   readonly kv?: Readonly<Record<string, unknown>>;
+  /** What equal bytes depend on beside input and recipe. */
+  readonly environment?: {
+    /** onnxruntime-node's version. */
+    readonly onnxruntime: string;
+    readonly node: string;
+    /** "linux-x64" */
+    readonly platform: string;
+    /** CPU threads asked for; absent = ONNX Runtime's choice, one per core. */
+    readonly threads?: number;
+  };
   /** Filled by the check after export. */
   readonly measured?: Readonly<Record<string, unknown>>;
   /** Every other file of the folder. */

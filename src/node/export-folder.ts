@@ -1,4 +1,5 @@
 /** Export to a folder on disk that appears whole and checked, or not at all. */
+import { env } from "onnxruntime-common";
 import { type Model, resolveModel } from "../arch/index.ts";
 import { floatWeights, type Weights } from "../arch/weights.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
@@ -43,7 +44,10 @@ export async function exportFolder(
   const { signal, onProgress } = options;
   const out = await nodeSink(folder, { overwrite: options.overwrite });
   try {
-    let manifest = await exportModel(input, out, { ...options, dtype });
+    let manifest: Manifest = {
+      ...(await exportModel(input, out, { ...options, dtype })),
+      environment: environment(options.threads),
+    };
     const ort = cpuOrt(options.threads);
     const windows = "quantized" in source ? source : await checkWindows(source, options.text);
     manifest = await withKvCache(ort, out, manifest, windows, source, options);
@@ -62,6 +66,16 @@ export async function exportFolder(
     await out.abort();
     throw error;
   }
+}
+
+function environment(threads: number | undefined): Manifest["environment"] {
+  const { node } = process.versions;
+  return {
+    onnxruntime: env.versions.common,
+    node,
+    platform: `${process.platform}-${process.arch}`,
+    ...(threads && { threads }),
+  };
 }
 
 /** What `exportFolder` would refuse after the quantization, before it. */
