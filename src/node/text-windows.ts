@@ -88,7 +88,11 @@ export async function readTextFile(path: string, tokenizer: Tokenizer): Promise<
       param: "calibration",
     });
   });
-  if (extname(path) !== ".jsonl") return { name, texts: content.split(DOCUMENT_END).map((text) => text.trim()) };
+  if (extname(path) !== ".jsonl") {
+    const documents = content.split(DOCUMENT_END);
+    // one document is taken as it stands, so that its perplexity is that of other tools
+    return { name, texts: documents.length === 1 ? documents : documents.map((text) => text.trim()) };
+  }
   const texts = content.split("\n").flatMap((line, i) => {
     if (line.trim() === "") return [];
     const problem = (found: string) =>
