@@ -200,6 +200,22 @@ function kvNeed(model: ModelProto): { format: string; bytesPerToken: number } {
   return { format, bytesPerToken };
 }
 
+/**
+ * Engines that nobody has disposed of. A process that ends while ONNX Runtime's threads run in a worker can abort, so
+ * their workers are closed when the program has nothing left to do.
+ */
+const forgotten = new Set<NodeEngine>();
+let watching = false;
+
+function closeAtExit(engine: NodeEngine): void {
+  forgotten.add(engine);
+  if (watching) return;
+  watching = true;
+  process.on("beforeExit", () => {
+    for (const open of [...forgotten]) void open.dispose();
+  });
+}
+
 /** A worker that runs a model, and the requests that wait for it. */
 class NodeEngine implements Engine {
   private worker: Promise<Worker> | undefined;
@@ -248,6 +264,7 @@ class NodeEngine implements Engine {
         if (message.kind === "ready") {
           this.ready = message;
           worker.unref(); // an engine that nobody asks keeps no program from ending
+          closeAtExit(this);
           resolveReady(worker);
         } else if (message.kind === "failed") {
           reject(fromWire(message.error));
@@ -365,6 +382,7 @@ class NodeEngine implements Engine {
   async dispose(): Promise<void> {
     if (this.disposed) return;
     this.disposed = true;
+    forgotten.delete(this);
     const worker = await this.worker?.catch(() => undefined);
     if (!worker) return;
     worker.ref();
