@@ -17,7 +17,16 @@ const PERPLEXITY_TOLERANCE = 1e-3;
 /** How many of the reference's windows: all would take minutes on two cores. */
 const WINDOWS = 3;
 
+/** README: float32 logits; SmolLM2's float16 folder is the GGUF's function to within 0.05. */
+const LOGITS_TOLERANCE = 5e-3;
+const LOGITS_TOLERANCE_OF_ROUNDED = 0.1;
+
 interface Golden {
+  readonly prompts: readonly {
+    readonly input_ids: readonly number[];
+    readonly top20_ids: readonly (readonly number[])[];
+    readonly top20_logits: readonly (readonly number[])[];
+  }[];
   readonly chats: readonly {
     readonly messages: readonly ChatMessage[];
     readonly tools?: readonly unknown[];
@@ -96,6 +105,27 @@ describe.each(cases)("$golden from $source", ({ model, golden: folder, source })
       expect(encode(rendered, { addSpecialTokens: false })).toEqual(input_ids);
     }
   });
+
+  test.skipIf(missing)(
+    "the 20 largest logits at every position are the reference's",
+    { timeout: 300_000 },
+    async () => {
+      const { prompts } = read();
+      const logits = await logitsOf(
+        path,
+        prompts.map(({ input_ids }) => input_ids),
+      );
+      const tolerance = model === "smollm2" && source === "hf" ? LOGITS_TOLERANCE_OF_ROUNDED : LOGITS_TOLERANCE;
+      for (const [n, { input_ids, top20_ids, top20_logits }] of prompts.entries()) {
+        const vocab = logits[n].length / input_ids.length;
+        for (const [position, ids] of top20_ids.entries()) {
+          for (const [i, id] of ids.entries()) {
+            expect(Math.abs(logits[n][position * vocab + id] - top20_logits[position][i])).toBeLessThan(tolerance);
+          }
+        }
+      }
+    },
+  );
 
   // the float16 folder of SmolLM2 is the GGUF's function only to within 0.05 of a logit
   const safeMargin = model === "smollm2" && source === "hf" ? 0.2 : SAFE_MARGIN;
