@@ -17,6 +17,7 @@ import { backward } from "../src/onnx/backward.ts";
 import { toBytes } from "../src/onnx/external-data.ts";
 import * as ops from "../src/onnx/ops.ts";
 import type { Ort } from "../src/onnx/ort.ts";
+import { Random } from "../src/runtime/random.ts";
 import { groupCount, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import type { LayerRecord, LinearRecord } from "./record.ts";
 import { roundScaleToF16 } from "./types.ts";
@@ -310,20 +311,14 @@ class Place {
   }
 }
 
-/** Window numbers for all steps: every window once before any comes again. Mulberry32 (public domain). */
+/** Window numbers for all steps: every window once before any comes again (Fisher and Yates). */
 function shuffledWindows(windows: number, count: number, seed: number): number[] {
-  let state = seed >>> 0;
-  const random = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t ^= t + Math.imul(t ^ (t >>> 7), 61 | t);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
+  const random = new Random(seed);
   const order: number[] = [];
   while (order.length < count) {
     const round = Array.from({ length: windows }, (_, i) => i);
     for (let i = windows - 1; i > 0; i--) {
-      const j = Math.floor(random() * (i + 1));
+      const j = Math.floor(random.uniform() * (i + 1));
       [round[i], round[j]] = [round[j], round[i]];
     }
     order.push(...round);
