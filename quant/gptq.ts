@@ -29,6 +29,8 @@ export interface GptqOptions {
   readonly asymmetry?: number;
   /** Rounds of refitting the scales to the codes (refit.ts) and sweeping again on the refitted grid. */
   readonly refits?: number;
+  /** Weights that are zero stay zero: those of a pruned matrix. */
+  readonly keepZeros?: boolean;
 }
 
 /** The paper's 1 %. */
@@ -41,7 +43,14 @@ export async function gptqMatrix(
   spec: GridSpec,
   statistics: InputStatistics,
   products: MatrixProducts,
-  { damping = DAMPING, order = "diagonal", rule = searchGrid, asymmetry = 0, refits = 0 }: GptqOptions = {},
+  {
+    damping = DAMPING,
+    order = "diagonal",
+    rule = searchGrid,
+    asymmetry = 0,
+    refits = 0,
+    keepZeros = false,
+  }: GptqOptions = {},
 ): Promise<QuantizedMatrix> {
   const { cols } = W;
   const { H } = statistics;
@@ -55,10 +64,11 @@ export async function gptqMatrix(
   const drift = asymmetry > 0 && statistics.dXX ? { ...statistics, dXX: statistics.dXX, asymmetry } : undefined;
   const target = drift ? await driftCompensated(W, U, drift, visit, products) : W;
   const grid = fitGrid(target, spec, rule, diagonal);
-  let swept = await sweep(target, spec, grid, U, visit, products);
+  const pruned = keepZeros ? Uint8Array.from(W.data, (w) => Number(w === 0)) : undefined;
+  let swept = await sweep(target, spec, grid, U, visit, products, pruned);
   for (let round = 0; round < refits; round++) {
     const refitted = await refitScales(target, swept, H, products, spec.roundScale);
-    const again = await sweep(target, spec, refitted, U, visit, products);
+    const again = await sweep(target, spec, refitted, U, visit, products, pruned);
     const losses = [await rowLosses(target, again, H, products), await rowLosses(target, refitted, H, products)];
     swept = betterRows(again, refitted, losses[0], losses[1]);
   }
@@ -129,7 +139,10 @@ function inOrder(values: ArrayLike<number>, visit: Int32Array): Float64Array {
   return out;
 }
 
-/** Algorithm 1 on a fixed grid: the codes after every column has been rounded and its error passed on. */
+/**
+ * Algorithm 1 on a fixed grid: the codes after every column has been rounded and its error passed on. Where `pruned`
+ * (rows, cols) is 1, the zero point is the only code.
+ */
 export async function sweep(
   { rows, cols, data }: Matrix,
   spec: GridSpec,
@@ -137,6 +150,7 @@ export async function sweep(
   U: Float64Array,
   visit: Int32Array,
   products: MatrixProducts,
+  pruned?: Uint8Array,
 ): Promise<QuantizedMatrix> {
   const { bits, groupSize } = spec;
   const levels = 2 ** bits - 1;
@@ -175,7 +189,7 @@ export async function sweep(
       for (let j = 0; j < width; j++) {
         const at = row * groups + group[j];
         const zero = zeros ? zeros[at] : symmetricZero;
-        const nearest = roundEven(w[j] * inverseScales[at]) + zero;
+        const nearest = pruned?.[row * cols + column[j]] ? zero : roundEven(w[j] * inverseScales[at]) + zero;
         const code = nearest < 0 ? 0 : nearest > levels ? levels : nearest;
         const error = (w[j] - (code - zero) * scales[at]) * inversePivot[j]; // eq. 2
         for (let free = j + 1; free < width; free++) w[free] -= error * block[j * BLOCK + free];

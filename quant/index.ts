@@ -3,6 +3,7 @@ export { tokenWindows } from "./calibrate.ts";
 export { gptqMatrix } from "./gptq.ts";
 export { hqqMatrix } from "./hqq.ts";
 export { ortProducts } from "./products.ts";
+export { PRUNERS, type Pruning } from "./prune.ts";
 export { type QuantizeTools, quantizeModel } from "./quantize.ts";
 export { QuantizedModel } from "./quantized-model.ts";
 export {
@@ -16,9 +17,13 @@ export {
   PRESETS,
   type Preset,
   preset,
+  prune,
   type Recipe,
   rtn,
 } from "./recipes.ts";
 export type { LayerStore } from "./record.ts";
 export { rtnMatrix } from "./rtn.ts";
+export { sparseGptMatrix } from "./sparsegpt.ts";
+export { parseSparsity, type Sparsity } from "./sparsity.ts";
 export { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16, roundScaleToF32 } from "./types.ts";
+export { wandaMatrix } from "./wanda.ts";

@@ -10,20 +10,30 @@ export interface Drift {
   readonly asymmetry: number;
 }
 
-/**
- * (rows) mean square of each output feature's error: D H Dᵀ with D = W - Ŵ; with drift, plus
- * 2 asymmetry (W dXX + dRX) Dᵀ, which is the mean square of W X_float - Ŵ X less a constant.
- */
-export async function rowLosses(
+/** `rowErrors` of a quantized matrix. */
+export function rowLosses(
   W: Matrix,
   quantized: QuantizedMatrix,
   H: Float64Array,
   products: MatrixProducts,
   drift?: Drift,
 ): Promise<Float64Array> {
+  return rowErrors(W, dequantize(quantized), H, products, drift);
+}
+
+/**
+ * (rows) mean square of each output feature's error: D H Dᵀ with D = W - Ŵ; with drift, plus
+ * 2 asymmetry (W dXX + dRX) Dᵀ, which is the mean square of W X_float - Ŵ X less a constant.
+ */
+export async function rowErrors(
+  W: Matrix,
+  values: Float32Array,
+  H: Float64Array,
+  products: MatrixProducts,
+  drift?: Drift,
+): Promise<Float64Array> {
   const { rows, cols } = W;
-  const D = dequantize(quantized);
-  for (let i = 0; i < D.length; i++) D[i] = W.data[i] - D[i];
+  const D = values.map((value, i) => W.data[i] - value);
   const shape = { m: rows, k: cols, n: cols };
   const DH = await products.f32(D, new Float32Array(H), shape);
   const WdXX = drift && (await products.f32(W.data, new Float32Array(drift.dXX), shape));

@@ -27,6 +27,7 @@ import { quantizeHead } from "./head.ts";
 import { hqqMatrix } from "./hqq.ts";
 import { LearnedBlocks } from "./learned-blocks.ts";
 import { rowLosses, rowPowers } from "./loss.ts";
+import { pruneMatrices } from "./prune.ts";
 import { QuantizedModel } from "./quantized-model.ts";
 import type { Recipe } from "./recipes.ts";
 import { decodeLayer, encodeLayer, type LayerRecord, type LayerStore, type LinearRecord } from "./record.ts";
@@ -54,6 +55,15 @@ export async function quantizeModel(
   windows: readonly (readonly number[])[],
   tools: QuantizeTools,
 ): Promise<QuantizedModel> {
+  if (recipe.prune && recipe.learned) {
+    throw new NibbleError(
+      "unsupported",
+      `${recipe.name}: learned rounding moves pruned weights; use default or gptq.`,
+      {
+        param: "prune",
+      },
+    );
+  }
   if (recipe.windows > 0 && windows.length === 0) {
     throw new NibbleError("bad_option", `${recipe.name} needs calibration text.`, { param: "calibration" });
   }
@@ -187,6 +197,10 @@ class SiteWalk {
   ): Promise<void> {
     if (this.recipe.windows === 0) return;
     for (const [linear, entry] of record.linears) this.block.setWeight(`${linear}.weight`, effectiveValues(entry));
+    for (const linear of this.block.sites.flat()) {
+      const pruned = record.floats.get(`${linear}.weight`);
+      if (pruned) this.block.setWeight(`${linear}.weight`, pruned);
+    }
     for (let index = 0; index <= this.block.sites.length; index++) await this.runSegment(index, batches, float);
   }
 
@@ -236,10 +250,18 @@ class SiteWalk {
     const { block, recipe, tools } = this;
     const unreached = gathered?.tokens === 0;
     const measured = unreached ? undefined : gathered;
-    const matrices = linears.map((linear): Matrix => {
+    const dense = linears.map((linear): Matrix => {
       const { shape, data } = block.weight(linear);
       return { rows: shape[0], cols: shape[1], data };
     });
+    const matrices = recipe.prune ? await pruneMatrices(dense, recipe.prune, measured, tools.products) : dense;
+    if (recipe.rounding === "none") {
+      for (const [i, linear] of linears.entries()) {
+        this.record.floats.set(`${linear}.weight`, matrices[i].data);
+        block.setWeight(`${linear}.weight`, matrices[i].data);
+      }
+      return;
+    }
     const spec = specOf(recipe, matrices[0].cols);
     let started = performance.now();
     const fold = recipe.fold && measured ? await this.fold(linears, matrices, spec, measured) : undefined;
@@ -255,9 +277,12 @@ class SiteWalk {
         : measured;
     started = performance.now();
     // rows of one site share H and its factorization, so they are quantized as one matrix
-    const whole = stackRows(fold ? matrices.map((m) => foldColumns(m, fold.source, fold.scales)) : matrices);
+    const stacked = (all: readonly Matrix[]) =>
+      stackRows(fold ? all.map((m) => foldColumns(m, fold.source, fold.scales)) : all);
+    const whole = stacked(matrices);
     const quantized = await quantizeMatrix(whole, spec, recipe, statistics, tools.products);
-    const errors = statistics && (await relativeErrors(whole, quantized, matrices, statistics.H, tools.products));
+    const float = recipe.prune ? stacked(dense) : whole;
+    const errors = statistics && (await relativeErrors(float, quantized, matrices, statistics.H, tools.products));
     let row = 0;
     for (const [i, linear] of linears.entries()) {
       const end = row + matrices[i].rows;
@@ -343,7 +368,7 @@ export function specOf(
 export async function quantizeMatrix(
   matrix: Matrix,
   spec: GridSpec,
-  recipe: Pick<Recipe, "rounding" | "searchGrid" | "damping" | "asymmetry" | "refits">,
+  recipe: Pick<Recipe, "rounding" | "searchGrid" | "damping" | "asymmetry" | "refits" | "prune">,
   statistics: InputStatistics | undefined,
   products: MatrixProducts,
 ): Promise<QuantizedMatrix> {
@@ -351,7 +376,8 @@ export async function quantizeMatrix(
   if (recipe.rounding === "hqq") return hqqMatrix(matrix, spec);
   if (recipe.rounding === "gptq" && statistics) {
     const { damping, asymmetry, refits } = recipe;
-    return gptqMatrix(matrix, spec, statistics, products, { damping, asymmetry, refits, rule });
+    const keepZeros = recipe.prune !== undefined;
+    return gptqMatrix(matrix, spec, statistics, products, { damping, asymmetry, refits, rule, keepZeros });
   }
   const { cols } = matrix;
   const importance = statistics && Float64Array.from({ length: cols }, (_, c) => statistics.H[c * (cols + 1)]);

@@ -1,6 +1,8 @@
 /** What to do with a model, as data: one method by name, or a preset that measurement chose (README, ablation table). */
 import { NibbleError } from "../src/errors.ts";
 import type { LearnedRounding } from "./learned-rounding.ts";
+import type { Pruning } from "./prune.ts";
+import { checkSparsity } from "./sparsity.ts";
 
 export interface HeadFormat {
   readonly bits: number;
@@ -15,8 +17,8 @@ export interface Recipe {
   /** Columns that share a scale, or "row". */
   readonly groupSize: number | "row";
   readonly symmetric: boolean;
-  /** How codes are chosen. */
-  readonly rounding: "rtn" | "hqq" | "gptq";
+  /** How codes are chosen; "none" leaves the linears float (pruning alone), and bits are 16 then. */
+  readonly rounding: "rtn" | "hqq" | "gptq" | "none";
   /** Search grids by squared error (weighted by the inputs, where calibrated) instead of taking the range. */
   readonly searchGrid: boolean;
   /** AWQ's per-channel factors, folded into what makes the input. */
@@ -31,6 +33,8 @@ export interface Recipe {
   readonly head: HeadFormat | undefined;
   /** Learned rounding of each block after its codes were chosen; undefined = none. */
   readonly learned?: LearnedRounding;
+  /** Weights that become zero before anything is rounded, and stay zero. */
+  readonly prune?: Pruning;
   /** Calibration windows at most; 0 = no calibration. */
   readonly windows: number;
 }
@@ -41,13 +45,15 @@ export interface MethodOptions {
   readonly symmetric?: boolean;
   /** Bits of embedding and head; 16 leaves them float. Default 8. */
   readonly headBits?: number;
+  /** Prune first; calibrates even where the method itself needs no text. */
+  readonly prune?: Pruning;
 }
 
 const GROUP_SIZES = [16, 32, 64, 128, 256];
 const DEFAULT_WINDOWS = 64;
 
 function base(name: string, options: MethodOptions): Recipe {
-  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8 } = options;
+  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, prune } = options;
   if (!Number.isInteger(bits) || bits < 2 || bits > 8) {
     throw new NibbleError("bad_option", `bits is ${bits}; codes take 2 to 8 bits.`, { param: "bits" });
   }
@@ -61,6 +67,7 @@ function base(name: string, options: MethodOptions): Recipe {
       param: "head-bits",
     });
   }
+  if (prune) checkSparsity(prune.sparsity);
   return {
     name,
     bits,
@@ -73,9 +80,17 @@ function base(name: string, options: MethodOptions): Recipe {
     refits: 0,
     damping: 0.01,
     head: headBits === 16 ? undefined : { bits: headBits, groupSize: 32, symmetric },
-    windows: 0,
+    ...(prune && { prune }),
+    windows: prune ? DEFAULT_WINDOWS : 0,
   };
 }
+
+/** Pruning alone: what is left stays float. */
+export const prune = (pruning: Pruning): Recipe => ({
+  ...base(pruning.method, { groupSize: "row", headBits: 16, prune: pruning }),
+  bits: 16,
+  rounding: "none",
+});
 
 /** Round to nearest; needs no data. */
 export const rtn = (options: MethodOptions = {}): Recipe => base("rtn", options);

@@ -4,7 +4,7 @@ import type { Drift } from "../eval/drift.ts";
 import { containerDtype, exportFolder, requireExportable } from "../node/export-folder.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
 import { quantize } from "../node/quantize.ts";
-import { madeLine } from "./export.ts";
+import { driftLine, madeLine } from "./export.ts";
 import {
   CALIBRATION_HELP,
   type CheckpointFlags,
@@ -77,11 +77,3 @@ export const quantizeCommand = withCheckpointFlags(command).action((spec: string
     }
   }),
 );
-
-/** What quantization cost, on text that it did not see. */
-function driftLine({ perplexity, perplexityReference, kl, top1, positions }: Drift): string {
-  return (
-    `held-back text (${positions} tokens): perplexity ${perplexity.toFixed(2)} (float ${perplexityReference.toFixed(2)}), ` +
-    `mean KL ${kl.mean.toFixed(4)}, same likeliest token ${(100 * top1).toFixed(1)} %`
-  );
-}

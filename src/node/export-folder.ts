@@ -117,9 +117,13 @@ async function checkWindows(checkpoint: Checkpoint, text?: NamedText): Promise<T
   return textWindows(checkpoint, tokenizer, text ?? (await shippedText(tokenizer)), KV_CALIBRATION_WINDOWS);
 }
 
+/** What a recipe that only prunes has for bits. */
+const FLOAT_BITS = 16;
+
 /** The name of transformers.js for the integers that codes of so many bits are stored in. */
 export function containerDtype(bits: number, activations: "float32" | "float16" = "float32"): ModelDtype {
   const half = activations === "float16" ? "f16" : "";
+  if (bits === FLOAT_BITS) return activations === "float16" ? "fp16" : "fp32";
   if (bits <= 2) return `q2${half}`;
   if (bits <= 4) return `q4${half}`;
   if (activations === "float16") {

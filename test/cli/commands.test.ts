@@ -76,6 +76,18 @@ test("export makes a folder that inspect describes, list names and rm deletes", 
   expect(existsSync(join(folder, "f32"))).toBe(false);
 });
 
+test("export --prune sets half of every four weights to zero and says what that costs", async () => {
+  const flags = ["--prune", "sparsegpt", "--sparsity", "2:4"];
+  const made = await run(["export", stories, "-o", "pruned", ...flags, "--dtype", "fp16"]);
+  expect(made).toMatchObject({ code: 0 });
+  expect(made.stdout).toMatch(/mean KL/);
+  const manifest = JSON.parse(await readFile(join(folder, "pruned", "nibble.json"), "utf8"));
+  expect(manifest.recipe).toMatchObject({ name: "sparsegpt", prune: { sparsity: { n: 2, m: 4 } } });
+  const wrong = await run(["quantize", stories, "-o", "never", "--sparsity", "0.5"]);
+  expect(wrong).toMatchObject({ code: 2 });
+  expect(wrong.stderr).toContain("--prune wanda or sparsegpt");
+});
+
 describe("a quantized model", () => {
   beforeAll(async () => {
     const args = ["quantize", stories, "-o", "q4", "--method", "gptq", "--bits", "4", "--json"];

@@ -5,7 +5,7 @@ import { BlockRunner } from "../../quant/block-runner.ts";
 import { ortProducts } from "../../quant/products.ts";
 import { type QuantizeTools, quantizeModel } from "../../quant/quantize.ts";
 import type { QuantizedModel } from "../../quant/quantized-model.ts";
-import { awq, gptq, hqq, preset, type Recipe, rtn } from "../../quant/recipes.ts";
+import { awq, gptq, hqq, preset, prune, type Recipe, rtn } from "../../quant/recipes.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
@@ -155,5 +155,55 @@ describe("quantizing a model", () => {
       const scale = head.scales[Math.floor(i / head.cols) * groups + Math.floor((i % head.cols) / head.groupSize)];
       expect(Math.abs(values[i] - data[i])).toBeLessThanOrEqual(1.01 * scale);
     }
+  });
+});
+
+describe("pruning a model", () => {
+  const half = { method: "sparsegpt", sparsity: { n: 2, m: 4 } } as const;
+  const linears = () => [...checkpoint.tensors.keys()].filter((name) => name.endsWith("_proj.weight"));
+
+  /** Smallest number of zeros in any four neighbours. */
+  function fewestZeros(values: Float32Array): number {
+    let fewest = 4;
+    for (let at = 0; at < values.length; at += 4) {
+      fewest = Math.min(fewest, values.subarray(at, at + 4).filter((w) => w === 0).length);
+    }
+    return fewest;
+  }
+
+  test("alone leaves the rest float, and drifts less by SparseGPT than by Wanda", async () => {
+    const drifts: number[] = [];
+    for (const method of ["sparsegpt", "wanda"] as const) {
+      const pruned = await quantizeModel(model, few(prune({ ...half, method })), calibration(), tools);
+      expect(pruned.matrices.size).toBe(0);
+      for (const name of linears()) expect(fewestZeros(await pruned.weights.load(name))).toBe(2);
+      drifts.push(await drift(pruned));
+    }
+    expect(drifts[0]).toBeLessThan(0.9 * drifts[1]);
+  });
+
+  test("before any way of rounding leaves zeros where it put them", async () => {
+    for (const recipe of [rtn({ prune: half }), hqq({ prune: half }), preset("default", { prune: half })]) {
+      const pruned = await quantizeModel(model, few(recipe), calibration(), tools);
+      for (const name of linears()) expect(fewestZeros(await pruned.dequantized.load(name))).toBeGreaterThanOrEqual(2);
+    }
+  });
+
+  test("interrupted goes on with the result it would have had", async () => {
+    const recipe = few(prune({ method: "sparsegpt", sparsity: 0.5 }));
+    const whole = await quantizeModel(model, recipe, calibration(), tools);
+    const kept = new Map<string, Uint8Array>();
+    const store = {
+      get: async (key: string) => (key === "layer-0.bin" || key === "layer-1.bin" ? kept.get(key) : undefined),
+      put: async (key: string, bytes: Uint8Array) => void kept.set(key, bytes),
+    };
+    await quantizeModel(model, recipe, calibration(), { ...tools, store });
+    const resumed = await quantizeModel(model, recipe, calibration(), { ...tools, store });
+    for (const name of linears()) expect(await resumed.weights.load(name)).toEqual(await whole.weights.load(name));
+  });
+
+  test("and learned rounding, which would move what is zero, are refused together", async () => {
+    const both = quantizeModel(model, preset("best", { prune: half }), calibration(), tools);
+    await expect(both).rejects.toMatchObject({ code: "unsupported" });
   });
 });
