@@ -26,13 +26,22 @@ test("an error before the first piece is thrown, not streamed", async () => {
 
 test("a first piece that takes long lets the stream begin with comments; a later error is its last piece", async () => {
   const given = options();
+  let answer = () => {};
+  const asked = new Promise<void>((resolve) => {
+    answer = resolve;
+  });
   const slow = async function* (): AsyncGenerator<string> {
-    await wait(45);
+    await asked;
     yield "one";
     throw new Error("late");
   };
-  const text = await new Response(await eventStream(slow(), given)).text();
-  expect(text).toMatch(/^(:\n\n)+oneerror Error: late$/);
+  const reader = (await eventStream(slow(), given)).getReader();
+  let text = "";
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    text += new TextDecoder().decode(part.value);
+    if (text === given.keepAlive.repeat(2)) answer();
+  }
+  expect(text).toMatch(/^(:\n\n){2,}oneerror Error: late$/);
   expect(given.onEnd).toHaveBeenCalledTimes(1);
   expect(given.onCancel).not.toHaveBeenCalled();
 });
