@@ -146,7 +146,7 @@ function inOrder(values: ArrayLike<number>, visit: Int32Array): Float64Array {
 export async function sweep(
   { rows, cols, data }: Matrix,
   spec: GridSpec,
-  { scales, zeros }: MatrixGrid,
+  { scales, zeros, scaleGrid }: MatrixGrid,
   U: Float64Array,
   visit: Int32Array,
   products: MatrixProducts,
@@ -198,5 +198,5 @@ export async function sweep(
       }
     }
   }
-  return { rows, cols, bits, groupSize, codes, scales, zeros };
+  return { rows, cols, bits, groupSize, codes, scales, zeros, ...(scaleGrid && { scaleGrid }) };
 }

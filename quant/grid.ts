@@ -3,7 +3,8 @@
  * scale and one zero point; `searchGrid` minimises the squared error weighted by how strongly each input channel is
  * driven (diag(H)), the others take the range.
  */
-import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
+import type { QuantizedMatrix, ScaleGrid } from "../src/tensor/quantized.ts";
+import { storableGrid } from "./scale-grid.ts";
 import type { GridSpec, Matrix } from "./types.ts";
 
 /** The grid of one group; rules write into it. */
@@ -170,21 +171,29 @@ export const searchGrid: GridRule = (w, start, end, importance, column, spec, gr
   for (let step = 0; step < POLISH_STEPS; step++) consider(candidate.scale, candidate.zero);
   const scale = spec.roundScale(candidate.scale);
   if (scale === 0) return;
-  const ranged = gridError(v, h, n, levels, grid.scale, grid.zero);
-  if (gridError(v, h, n, levels, scale, candidate.zero) < ranged) {
+  const ranged = gridError(v, h, 0, n, levels, grid.scale, grid.zero);
+  if (gridError(v, h, 0, n, levels, scale, candidate.zero) < ranged) {
     grid.scale = scale;
     grid.zero = candidate.zero;
   }
 };
 
-/** sum of h (w - (code - zero) scale)^2 with each w rounded to its nearest code. */
-function gridError(w: Float64Array, h: Float64Array, n: number, levels: number, scale: number, zero: number): number {
+/** sum of h (w - (code - zero) scale)^2 over n weights, each rounded to its nearest code; h[column + i] belongs to w[i]. */
+export function gridError(
+  w: ArrayLike<number>,
+  h: ArrayLike<number>,
+  column: number,
+  n: number,
+  levels: number,
+  scale: number,
+  zero: number,
+): number {
   const inverse = scale === 0 ? 0 : 1 / scale;
   let sum = 0;
   for (let i = 0; i < n; i++) {
     const q = Math.max(-zero, Math.min(levels - zero, roundEven(w[i] * inverse)));
     const error = w[i] - q * scale;
-    sum += h[i] * error * error;
+    sum += h[column + i] * error * error;
   }
   return sum;
 }
@@ -193,16 +202,13 @@ function gridError(w: Float64Array, h: Float64Array, n: number, levels: number, 
 export interface MatrixGrid {
   readonly scales: Float32Array;
   readonly zeros: Uint8Array | undefined;
+  readonly scaleGrid?: ScaleGrid;
 }
 
-/** Applies a rule to every group of every row. `importance` (cols). */
-export function fitGrid(
-  { rows, cols, data }: Matrix,
-  spec: GridSpec,
-  rule: GridRule,
-  importance?: ArrayLike<number>,
-): MatrixGrid {
-  const { groupSize } = spec;
+/** Applies a rule to every group of every row; scales come out as they will be stored. `importance` (cols). */
+export function fitGrid(matrix: Matrix, spec: GridSpec, rule: GridRule, importance?: ArrayLike<number>): MatrixGrid {
+  const { rows, cols, data } = matrix;
+  const { groupSize, scaleBits = 16 } = spec;
   const groups = Math.ceil(cols / groupSize);
   const scales = new Float32Array(rows * groups);
   const zeros = spec.symmetric ? undefined : new Uint8Array(rows * groups);
@@ -217,11 +223,12 @@ export function fitGrid(
       if (zeros) zeros[row * groups + group] = grid.zero;
     }
   }
-  return { scales, zeros };
+  if (scaleBits === 16) return { scales, zeros };
+  return storableGrid(matrix, { ...spec, scaleBits }, { scales, zeros }, importance);
 }
 
 /** Every weight to the nearest point of its group's grid. */
-export function roundToGrid(matrix: Matrix, spec: GridSpec, { scales, zeros }: MatrixGrid): QuantizedMatrix {
+export function roundToGrid(matrix: Matrix, spec: GridSpec, { scales, zeros, scaleGrid }: MatrixGrid): QuantizedMatrix {
   const { rows, cols, data } = matrix;
   const { bits, groupSize } = spec;
   const levels = 2 ** bits - 1;
@@ -239,5 +246,5 @@ export function roundToGrid(matrix: Matrix, spec: GridSpec, { scales, zeros }: M
       }
     }
   }
-  return { rows, cols, bits, groupSize, codes, scales, zeros };
+  return { rows, cols, bits, groupSize, codes, scales, zeros, ...(scaleGrid && { scaleGrid }) };
 }

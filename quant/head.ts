@@ -112,6 +112,15 @@ function stack(parts: readonly QuantizedMatrix[]): QuantizedMatrix {
       (n) => new Float32Array(n),
       (m) => m.scales,
     ),
+    ...(first.scaleGrid && {
+      scaleGrid: {
+        ...first.scaleGrid,
+        factors: join(
+          (n) => new Float32Array(n),
+          (m) => m.scaleGrid!.factors,
+        ),
+      },
+    }),
     zeros:
       first.zeros &&
       join(

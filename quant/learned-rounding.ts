@@ -20,7 +20,7 @@ import type { Ort } from "../src/onnx/ort.ts";
 import { Random } from "../src/runtime/random.ts";
 import { groupCount, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import type { LayerRecord, LinearRecord } from "./record.ts";
-import { roundScaleToF16 } from "./types.ts";
+import { nearestScale } from "./scale-grid.ts";
 
 export interface LearnedRounding {
   /** Updates per block. */
@@ -303,7 +303,8 @@ class Place {
 
   /** Scales as they will be stored. */
   settle(): void {
-    for (let i = 0; i < this.S.length; i++) this.S[i] = roundScaleToF16(this.S[i]);
+    const { matrix } = this.entry;
+    for (let i = 0; i < this.S.length; i++) this.S[i] = nearestScale(matrix, Math.floor(i / this.groups), this.S[i]);
   }
 
   matrix(): QuantizedMatrix {

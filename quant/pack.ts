@@ -1,6 +1,6 @@
 /**
- * Matrices of any bits and group size in the form that MatMulNBits holds: 2, 4 or 8 bits a code, blocks of a power of
- * two. Values stay exactly as they are; `src/tensor/pack.ts` then lays out the bytes.
+ * Matrices of any group size in the form that MatMulNBits holds: blocks of a power of two. Values stay exactly as they
+ * are; `src/tensor/pack.ts` then lays out the bytes.
  */
 import { NibbleError } from "../src/errors.ts";
 import { containerBits } from "../src/tensor/pack.ts";
@@ -35,12 +35,11 @@ export function blockSizeOf({ cols, groupSize }: Pick<QuantizedMatrix, "cols" | 
   return block;
 }
 
-/** The same values with container bits and block-sized groups; the matrix itself where it already has both. */
-export function inContainer(matrix: QuantizedMatrix): QuantizedMatrix {
+/** The same values with block-sized groups; the matrix itself where it has them. */
+export function inBlocks(matrix: QuantizedMatrix): QuantizedMatrix {
   const { rows, cols, groupSize } = matrix;
-  const bits = containerBits(matrix.bits);
   const blockSize = blockSizeOf(matrix);
-  if (bits === matrix.bits && blockSize === groupSize) return matrix;
+  if (blockSize === groupSize) return matrix;
   const groups = groupCount(matrix);
   const blocks = Math.ceil(cols / blockSize);
   const scales = new Float32Array(rows * blocks);
@@ -52,8 +51,13 @@ export function inContainer(matrix: QuantizedMatrix): QuantizedMatrix {
       if (zeros && matrix.zeros) zeros[row * blocks + block] = matrix.zeros[group];
     }
   }
-  // symmetric codes of fewer bits sit in the middle of their container, so its own default zero point holds
+  return { ...matrix, groupSize: blockSize, scales, zeros };
+}
+
+/** Codes of 3, 5, 6 or 7 bits as codes of their container's 4 or 8, worth the same. */
+export function widened(matrix: QuantizedMatrix): QuantizedMatrix {
+  const bits = containerBits(matrix.bits);
+  // symmetric codes move to the middle of their container, so its own default zero point holds
   const shift = matrix.zeros ? 0 : 2 ** (bits - 1) - 2 ** (matrix.bits - 1);
-  const codes = shift ? matrix.codes.map((code) => code + shift) : matrix.codes;
-  return { rows, cols, bits, groupSize: blockSize, codes, scales, zeros };
+  return { ...matrix, bits, codes: shift ? matrix.codes.map((code) => code + shift) : matrix.codes };
 }

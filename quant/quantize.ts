@@ -32,6 +32,7 @@ import { QuantizedModel } from "./quantized-model.ts";
 import type { Recipe } from "./recipes.ts";
 import { decodeLayer, encodeLayer, type LayerRecord, type LayerStore, type LinearRecord } from "./record.ts";
 import { rtnMatrix } from "./rtn.ts";
+import { rowsOfGrid } from "./scale-grid.ts";
 import { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16 } from "./types.ts";
 
 export interface QuantizeTools {
@@ -358,10 +359,10 @@ function effectiveValues({ matrix, columnScales }: LinearRecord): Float32Array {
 
 /** The grid for a matrix with this many input features. */
 export function specOf(
-  { bits, groupSize, symmetric }: Pick<Recipe, "bits" | "groupSize" | "symmetric">,
+  { bits, groupSize, symmetric, scaleBits }: Pick<Recipe, "bits" | "groupSize" | "symmetric" | "scaleBits">,
   cols: number,
 ): GridSpec {
-  return { bits, groupSize: groupSize === "row" ? cols : groupSize, symmetric, roundScale: roundScaleToF16 };
+  return { bits, groupSize: groupSize === "row" ? cols : groupSize, symmetric, scaleBits, roundScale: roundScaleToF16 };
 }
 
 /** One matrix by the recipe's way of rounding. */
@@ -428,5 +429,6 @@ function rowsOf(matrix: QuantizedMatrix, start: number, end: number): QuantizedM
     codes: codes.slice(start * cols, end * cols),
     scales: scales.slice(start * groups, end * groups),
     zeros: zeros?.slice(start * groups, end * groups),
+    ...(matrix.scaleGrid && { scaleGrid: rowsOfGrid(matrix.scaleGrid, start, end) }),
   };
 }

@@ -2,7 +2,7 @@
 import type { Model } from "../src/arch/index.ts";
 import { floatWeights, type QuantizedWeight, type Weights } from "../src/arch/weights.ts";
 import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
-import { inContainer } from "./pack.ts";
+import { blockSizeOf, inBlocks } from "./pack.ts";
 import type { Recipe } from "./recipes.ts";
 import type { LayerRecord, LinearReport } from "./record.ts";
 import { roundScaleToF16 } from "./types.ts";
@@ -56,8 +56,16 @@ export class QuantizedModel {
   /** Codes as they are exported. */
   get weights(): Weights {
     return this.weightsWith((matrix) => {
-      const { rows, cols, bits, groupSize, zeros } = inContainer(matrix);
-      return { rows, cols, bits, groupSize, symmetric: !zeros, load: async () => inContainer(matrix) };
+      const { rows, cols, bits, zeros, scaleGrid } = matrix;
+      return {
+        rows,
+        cols,
+        bits,
+        groupSize: blockSizeOf(matrix),
+        symmetric: !zeros,
+        scaleBits: scaleGrid?.bits ?? 16,
+        load: async () => inBlocks(matrix),
+      };
     });
   }
 
@@ -88,6 +96,15 @@ export class QuantizedModel {
 /** A matrix whose row r is divided by scales[r]: codes stay, its scales move, rounded as they are stored. */
 export function divideRows(matrix: QuantizedMatrix, rowScales: Float64Array): QuantizedMatrix {
   const groups = matrix.scales.length / matrix.rows;
-  const scales = matrix.scales.map((scale, i) => roundScaleToF16(scale / rowScales[Math.floor(i / groups)]));
-  return { ...matrix, scales };
+  const { scaleGrid } = matrix;
+  if (!scaleGrid) {
+    const scales = matrix.scales.map((scale, i) => roundScaleToF16(scale / rowScales[Math.floor(i / groups)]));
+    return { ...matrix, scales };
+  }
+  const factors = scaleGrid.factors.map((factor, row) => roundScaleToF16(factor / rowScales[row]));
+  const scales = matrix.scales.map((scale, i) => {
+    const row = Math.floor(i / groups);
+    return scaleGrid.factors[row] === 0 ? 0 : (scale / scaleGrid.factors[row]) * factors[row];
+  });
+  return { ...matrix, scales, scaleGrid: { ...scaleGrid, factors } };
 }

@@ -1,5 +1,6 @@
 /** What to do with a model, as data: one method by name, or a preset that measurement chose (README, ablation table). */
 import { NibbleError } from "../src/errors.ts";
+import type { ScaleBits } from "../src/tensor/quantized.ts";
 import type { LearnedRounding } from "./learned-rounding.ts";
 import type { Pruning } from "./prune.ts";
 import { checkSparsity } from "./sparsity.ts";
@@ -8,6 +9,7 @@ export interface HeadFormat {
   readonly bits: number;
   readonly groupSize: number;
   readonly symmetric: boolean;
+  readonly scaleBits?: ScaleBits;
 }
 
 export interface Recipe {
@@ -17,6 +19,8 @@ export interface Recipe {
   /** Columns that share a scale, or "row". */
   readonly groupSize: number | "row";
   readonly symmetric: boolean;
+  /** Bits that a scale is stored in: 16, or 6 or 8 with a factor a row. Default 16. */
+  readonly scaleBits?: ScaleBits;
   /** How codes are chosen; "none" leaves the linears float (pruning alone), and bits are 16 then. */
   readonly rounding: "rtn" | "hqq" | "gptq" | "none";
   /** Search grids by squared error (weighted by the inputs, where calibrated) instead of taking the range. */
@@ -43,23 +47,31 @@ export interface MethodOptions {
   readonly bits?: number;
   readonly groupSize?: number | "row";
   readonly symmetric?: boolean;
+  /** 6, 8 or 16 (default). */
+  readonly scaleBits?: ScaleBits;
   /** Bits of embedding and head; 16 leaves them float. Default 8. */
   readonly headBits?: number;
   /** Prune first; calibrates even where the method itself needs no text. */
   readonly prune?: Pruning;
 }
 
+const SCALE_BITS = [6, 8, 16];
 const GROUP_SIZES = [16, 32, 64, 128, 256];
 const DEFAULT_WINDOWS = 64;
 
 function base(name: string, options: MethodOptions): Recipe {
-  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, prune } = options;
+  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune } = options;
   if (!Number.isInteger(bits) || bits < 2 || bits > 8) {
     throw new NibbleError("bad_option", `bits is ${bits}; codes take 2 to 8 bits.`, { param: "bits" });
   }
   if (groupSize !== "row" && !GROUP_SIZES.includes(groupSize)) {
     throw new NibbleError("bad_option", `group size is ${groupSize}; use ${GROUP_SIZES.join(", ")} or row.`, {
       param: "group-size",
+    });
+  }
+  if (scaleBits !== undefined && !SCALE_BITS.includes(scaleBits)) {
+    throw new NibbleError("bad_option", `scale bits is ${scaleBits}; use ${SCALE_BITS.join(", ")}.`, {
+      param: "scale-bits",
     });
   }
   if (headBits !== 16 && (!Number.isInteger(headBits) || headBits < 2 || headBits > 8)) {
@@ -73,6 +85,7 @@ function base(name: string, options: MethodOptions): Recipe {
     bits,
     groupSize,
     symmetric,
+    ...(scaleBits !== undefined && { scaleBits }),
     rounding: "rtn",
     searchGrid: false,
     fold: false,

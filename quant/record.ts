@@ -43,7 +43,10 @@ const kindOf = (array: TypedArray): keyof typeof constructors =>
   array instanceof Uint8Array ? "u8" : array instanceof Float32Array ? "f32" : "f64";
 
 interface Header {
-  readonly linears: Record<string, Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> & LinearReport>;
+  readonly linears: Record<
+    string,
+    Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> & { scaleBits?: 6 | 8 } & LinearReport
+  >;
   /** Name -> [kind, offset, length in elements]; "<linear>/codes", "float/<tensor>". */
   readonly arrays: Record<string, readonly [keyof typeof constructors, number, number]>;
 }
@@ -65,10 +68,11 @@ export function encodeLayer({ linears, floats }: LayerRecord): Uint8Array {
   const heads: Header["linears"] = {};
   for (const [name, { matrix, columnScales, rowScales, report }] of linears) {
     const { rows, cols, bits, groupSize } = matrix;
-    heads[name] = { rows, cols, bits, groupSize, ...report };
+    heads[name] = { rows, cols, bits, groupSize, scaleBits: matrix.scaleGrid?.bits, ...report };
     add(`${name}/codes`, matrix.codes);
     add(`${name}/scales`, matrix.scales);
     add(`${name}/zeros`, matrix.zeros);
+    add(`${name}/factors`, matrix.scaleGrid?.factors);
     add(`${name}/columnScales`, columnScales);
     add(`${name}/rowScales`, rowScales);
   }
@@ -111,12 +115,15 @@ export function decodeLayer(stored: Uint8Array): LayerRecord {
   };
   const linears = new Map<string, LinearRecord>();
   for (const [name, head] of Object.entries(header.linears)) {
-    const { rows, cols, bits, groupSize, ...report } = head;
+    const { rows, cols, bits, groupSize, scaleBits, ...report } = head;
     const codes = array(`${name}/codes`) as Uint8Array | undefined;
     const scales = array(`${name}/scales`) as Float32Array | undefined;
-    if (!codes || !scales) throw broken();
+    const zeros = array(`${name}/zeros`) as Uint8Array | undefined;
+    const factors = array(`${name}/factors`) as Float32Array | undefined;
+    if (!codes || !scales || (scaleBits && !factors)) throw broken();
+    const scaleGrid = scaleBits && factors && { bits: scaleBits, factors };
     linears.set(name, {
-      matrix: { rows, cols, bits, groupSize, codes, scales, zeros: array(`${name}/zeros`) as Uint8Array | undefined },
+      matrix: { rows, cols, bits, groupSize, codes, scales, zeros, ...(scaleGrid && { scaleGrid }) },
       columnScales: array(`${name}/columnScales`) as Float64Array | undefined,
       rowScales: array(`${name}/rowScales`) as Float64Array | undefined,
       report,

@@ -9,6 +9,7 @@ import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { groupCount, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { rowLosses } from "./loss.ts";
 import { betterRows } from "./rows.ts";
+import { nearestScale } from "./scale-grid.ts";
 import type { Matrix, RoundScale } from "./types.ts";
 
 /** Added to M's diagonal as a fraction of its mean: a group whose codes are all zero has no scale of its own. */
@@ -64,7 +65,11 @@ export async function refitScales(
       b.subarray(row * groups, (row + 1) * groups),
       groups,
     );
-    for (let group = 0; solved && group < groups; group++) scales[row * groups + group] = roundScale(solved[group]);
+    for (let group = 0; solved && group < groups; group++) {
+      scales[row * groups + group] = quantized.scaleGrid
+        ? nearestScale(quantized, row, solved[group])
+        : roundScale(solved[group]);
+    }
   }
   const refitted = { ...quantized, scales };
   const [before, after] = [await rowLosses(W, quantized, H, products), await rowLosses(W, refitted, H, products)];

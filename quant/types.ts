@@ -1,4 +1,6 @@
 /** What quantizers share: which grids are allowed, and what calibration knows about a linear's inputs. */
+import type { ScaleBits } from "../src/tensor/quantized.ts";
+
 /** Which grids are allowed: value = (code - zero) * scale, one scale (and zero) per row and group of columns. */
 export interface GridSpec {
   /** 2 to 8. */
@@ -9,6 +11,8 @@ export interface GridSpec {
   readonly symmetric: boolean;
   /** The nearest scale that can be stored: quantizers round to what will be in the file. */
   readonly roundScale: RoundScale;
+  /** Bits that a scale is stored in; below 16 the scales of a row share a factor (scale-grid.ts). Default 16. */
+  readonly scaleBits?: ScaleBits;
 }
 
 export type RoundScale = (scale: number) => number;

@@ -208,7 +208,11 @@ export class ModelBuilder {
     const alike =
       first !== undefined &&
       quantized.every(
-        (w) => w?.bits === first.bits && w.groupSize === first.groupSize && w.symmetric === first.symmetric,
+        (w) =>
+          w?.bits === first.bits &&
+          w.groupSize === first.groupSize &&
+          w.symmetric === first.symmetric &&
+          w.scaleBits === first.scaleBits,
       );
     if (names.length > 1 && alike && this.options.fuseLinears) {
       const sizes = quantized.map((w) => w!.rows);

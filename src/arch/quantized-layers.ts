@@ -3,17 +3,18 @@ import { NibbleError } from "../errors.ts";
 import type { Graph, Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import { f32ToF16 } from "../tensor/dtypes.ts";
-import { packCodes, packZeros } from "../tensor/pack.ts";
-import type { QuantizedMatrix } from "../tensor/quantized.ts";
+import { containerBits, packCodes, packZeros } from "../tensor/pack.ts";
+import { type QuantizedMatrix, scaleCodes, scaleZero } from "../tensor/quantized.ts";
 import type { ModelBuilder } from "./model-builder.ts";
+import { byte, centredCodes, storedCodes } from "./stored-width.ts";
 import type { QuantizedWeight } from "./weights.ts";
 
 interface StoredMatrix {
-  /** (rows, blocks, blockSize * bits / 8) uint8 */
+  /** (rows, blocks, blockSize * container / 8) uint8 */
   readonly codes: Value;
-  /** (rows, blocks) in the activations' type: kept as `scaleType`, cast once, when the file is opened */
+  /** (rows, blocks) in the activations' type: computed once, when the file is opened */
   readonly scales: Value;
-  /** (rows, ceil(blocks * bits / 8)) uint8 */
+  /** (rows, ceil(blocks * container / 8)) uint8 */
   readonly zeros: Value | undefined;
 }
 
@@ -46,7 +47,7 @@ export function quantizedLinear(
   return ops.matMulNBits(g, x, stored.codes, stored.scales, stored.zeros, bias, {
     rows,
     cols,
-    bits,
+    bits: containerBits(bits),
     blockSize: groupSize,
     accuracyLevel: m.options.accuracyLevel ?? 4,
   });
@@ -58,7 +59,8 @@ export function quantizedLinear(
  */
 export function embeddingLookup(m: ModelBuilder, tensor: string, weight: QuantizedWeight, ids: Value): Value {
   const { g } = m;
-  const { cols, bits, groupSize } = weight;
+  const { cols, groupSize } = weight;
+  const bits = containerBits(weight.bits);
   const blocks = Math.ceil(cols / groupSize);
   const { codes, scales, zeros } = storeMatrices(m, [tensor], [weight]);
   const [batch, seq] = ids.shape;
@@ -82,17 +84,21 @@ export function embeddingLookup(m: ModelBuilder, tensor: string, weight: Quantiz
 /** uint8 (..., bytes) -> uint8 codes (..., count), low bits first. */
 function unpack(g: Graph, packed: Value, bits: number, count: number): Value {
   if (bits === 8) return packed;
-  const byte = (value: number) => g.initializer(`const/uint8/${value}`, "uint8", [], Uint8Array.of(value));
   const fields = Array.from({ length: 8 / bits }, (_, i) => {
-    const shifted = i === 0 ? packed : ops.bitShiftRight(g, packed, byte(i * bits));
+    const shifted = i === 0 ? packed : ops.bitShift(g, packed, byte(g, i * bits), "RIGHT");
     const last = (i + 1) * bits === 8;
-    return ops.unsqueeze(g, last ? shifted : ops.bitwiseAnd(g, shifted, byte(2 ** bits - 1)), -1);
+    return ops.unsqueeze(g, last ? shifted : ops.bitwiseAnd(g, shifted, byte(g, 2 ** bits - 1)), -1);
   });
   const outer = packed.shape.slice(0, -1);
   return ops.reshape(g, ops.concat(g, fields, -1), [...outer.map(() => 0), count], [...outer, count]);
 }
 
+/** Matrices stacked, as MatMulNBits reads them, stored at their own width; one copy for every operator that reads it. */
 function storeMatrices(m: ModelBuilder, tensors: readonly string[], weights: readonly QuantizedWeight[]): StoredMatrix {
+  return m.once(`stored/${tensors.join("+")}`, () => store(m, tensors, weights));
+}
+
+function store(m: ModelBuilder, tensors: readonly string[], weights: readonly QuantizedWeight[]): StoredMatrix {
   const { g } = m;
   const [{ bits, cols, groupSize, symmetric }] = weights;
   if (groupSize < 16 || groupSize > 256 || groupSize & (groupSize - 1)) {
@@ -109,31 +115,60 @@ function storeMatrices(m: ModelBuilder, tensors: readonly string[], weights: rea
     for (const weight of weights) parts.push(part(await weight.load()));
     return parts.length === 1 ? parts[0] : joinBytes(parts);
   };
-  const scaleType = m.options.scaleType ?? "float16";
-  const codeShape = [rows, blocks, (groupSize * bits) / 8];
-  const zeroShape = [rows, Math.ceil((blocks * bits) / 8)];
+  const container = containerBits(bits);
+  const codeShape = [rows, blocks, (groupSize * container) / 8];
+  const zeroShape = [rows, Math.ceil((blocks * container) / 8)];
+  const codes = storedCodes(g, `${name}/codes`, bits, codeShape, joined(packCodes));
   return {
-    codes: g.initializer(`${name}/codes`, "uint8", codeShape, joined(packCodes)),
-    scales: m.castOnce(
-      g.initializer(
-        `${name}/scales`,
-        scaleType,
-        [rows, blocks],
-        joined((matrix) => {
-          const typed = scaleType === "float16" ? f32ToF16(matrix.scales) : matrix.scales;
-          return new Uint8Array(typed.buffer, typed.byteOffset, typed.byteLength);
-        }),
-      ),
-    ),
+    codes: symmetric ? centredCodes(g, codes, bits) : codes,
+    scales: storeScales(m, name, [rows, blocks], weights[0], joined),
     zeros: symmetric
       ? undefined
-      : g.initializer(
+      : storedCodes(
+          g,
           `${name}/zeros`,
-          "uint8",
+          bits,
           zeroShape,
           joined((matrix) => packZeros(matrix)!),
         ),
   };
+}
+
+/** (rows, blocks) in the activations' type: each a float, or a code times its row's factor. */
+function storeScales(
+  m: ModelBuilder,
+  name: string,
+  shape: readonly [number, number],
+  { scaleBits = 16, symmetric }: QuantizedWeight,
+  joined: (part: (matrix: QuantizedMatrix) => Uint8Array) => () => Promise<Uint8Array>,
+): Value {
+  const { g } = m;
+  const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array | Uint16Array) =>
+    new Uint8Array(buffer, byteOffset, byteLength);
+  if (scaleBits === 16) {
+    const type = m.options.scaleType ?? "float16";
+    const load = joined(({ scales }) => bytesOf(type === "float16" ? f32ToF16(scales) : scales));
+    return m.castOnce(g.initializer(`${name}/scales`, type, shape, load));
+  }
+  const codes = storedCodes(
+    g,
+    `${name}/scaleCodes`,
+    scaleBits,
+    shape,
+    joined((matrix) => scaleCodes(matrix, matrix.scaleGrid!)),
+  );
+  const factors = g.initializer(
+    `${name}/scaleFactors`,
+    "float16",
+    [shape[0], 1],
+    joined(({ scaleGrid }) => bytesOf(f32ToF16(scaleGrid!.factors))),
+  );
+  const zero = scaleZero(scaleBits, symmetric);
+  const float = ops.cast(g, codes, "float32");
+  const centred = zero === 0 ? float : ops.sub(g, float, g.scalar(zero));
+  // 8 bits times the 11 of a float16 are exact in float32
+  const step = ops.mul(g, ops.cast(g, factors, "float32"), g.scalar(2 ** -scaleBits));
+  return m.castOnce(ops.mul(g, centred, step));
 }
 
 function joinBytes(parts: readonly Uint8Array[]): Uint8Array {

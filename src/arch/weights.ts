@@ -1,11 +1,13 @@
 /** Where a graph's weights come from: a checkpoint as it is, or one of whose matrices some are quantized or changed. */
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
-import { dequantize, type QuantizedMatrix } from "../tensor/quantized.ts";
+import { dequantize, type QuantizedMatrix, type ScaleBits } from "../tensor/quantized.ts";
 
-/** What a graph has to know of a quantized matrix before its codes are read. */
+/** What a graph has to know of a quantized matrix before its codes are read; groups are blocks of MatMulNBits. */
 export interface QuantizedWeight extends Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> {
   readonly symmetric: boolean;
+  /** Default 16. */
+  readonly scaleBits?: ScaleBits;
   load(): Promise<QuantizedMatrix>;
 }
 

@@ -4,6 +4,7 @@ import { PRUNERS, type Pruning } from "../../quant/prune.ts";
 import { METHODS, type Method, method, PRESETS, type Preset, preset, type Recipe } from "../../quant/recipes.ts";
 import { parseSparsity } from "../../quant/sparsity.ts";
 import { NibbleError } from "../errors.ts";
+import type { ScaleBits } from "../tensor/quantized.ts";
 import { wholeNumber, withRefusedFlags } from "./options.ts";
 
 export interface PruneFlags {
@@ -18,20 +19,14 @@ export interface RecipeFlags extends PruneFlags {
   readonly groupSize?: number | "row";
   readonly symmetric?: boolean;
   readonly headBits?: number;
+  readonly scaleBits?: number;
 }
 
 /** The share that both papers report first. */
 const DEFAULT_SPARSITY = 0.5;
 
 /** Named by the documentation, not made yet. */
-const NOT_YET = [
-  "--fit <size>",
-  "--max-kl <nats>",
-  "--scale-bits <n>",
-  "--tune",
-  "--kv-policy <name>",
-  "--kv-budget <n>",
-];
+const NOT_YET = ["--fit <size>", "--max-kl <nats>", "--tune", "--kv-policy <name>", "--kv-budget <n>"];
 
 function groupSize(text: string): number | "row" {
   if (text === "row") return "row";
@@ -66,6 +61,7 @@ export function withRecipeFlags(command: Command): Command {
     .option("--bits <n>", "bits of a code, 2 to 8 (default: 4)", wholeNumber)
     .option("--group-size <n>", "inputs that share a scale: 16, 32, 64, 128, 256 or row (default: 32)", groupSize)
     .option("--symmetric", "scales without zero points")
+    .option("--scale-bits <n>", "bits of a scale: 16, or 6 or 8 with a factor a row (default: 16)", wholeNumber)
     .option("--head-bits <n>", "bits of embedding and head; 16 keeps them float (default: 8)", wholeNumber);
   withPruneFlags(command, "first; they stay zero (to prune and keep the rest float: nibble export --prune)");
   return withRefusedFlags(command, NOT_YET);
@@ -80,6 +76,7 @@ export function recipeOf(flags: RecipeFlags): Recipe {
     );
   }
   const { bits, groupSize, symmetric, headBits } = flags;
-  const options = { bits, groupSize, symmetric, headBits, prune: pruningOf(flags) };
+  const scaleBits = flags.scaleBits as ScaleBits | undefined; // recipes check it
+  const options = { bits, groupSize, symmetric, headBits, scaleBits, prune: pruningOf(flags) };
   return flags.method ? method(flags.method, options) : preset(flags.preset ?? "default", options);
 }

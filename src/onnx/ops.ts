@@ -47,9 +47,9 @@ export const sign = unary("Sign");
 export const erf = unary("Erf");
 export const identity = unary("Identity");
 
-export function bitShiftRight(g: Graph, x: Value, by: Value): Value {
+export function bitShift(g: Graph, x: Value, by: Value, direction: "LEFT" | "RIGHT"): Value {
   return g.node("BitShift", [x, by], [{ type: x.type, shape: broadcast(x.shape, by.shape) }], {
-    attributes: { direction: "RIGHT" },
+    attributes: { direction },
   })[0];
 }
 

@@ -16,6 +16,36 @@ export interface QuantizedMatrix {
   readonly scales: Float32Array;
   /** (rows, groups) zero points, 0 .. 2^bits - 1; undefined when symmetric: every zero is 2^(bits-1). */
   readonly zeros: Uint8Array | undefined;
+  /** Where scales are stored as codes of their own; undefined = each is a float16. */
+  readonly scaleGrid?: ScaleGrid;
+}
+
+/** Widths that scales may be stored in: codes with a factor a row, or a float16 each. */
+export type ScaleBits = 6 | 8 | 16;
+
+/**
+ * scale[r, g] = factor[r] * (code[r, g] - zero) / 2^bits, exactly, in float32; zero is 2^(bits-1) in symmetric matrices,
+ * whose scales have a sign, and 0 in the others.
+ */
+export interface ScaleGrid {
+  readonly bits: 6 | 8;
+  /** (rows) float16 values. */
+  readonly factors: Float32Array;
+}
+
+/** The code of a scale of 0. */
+export function scaleZero(bits: 6 | 8, symmetric: boolean): number {
+  return symmetric ? 2 ** (bits - 1) : 0;
+}
+
+/** (rows, groups) the codes that a matrix's scales are stored as. */
+export function scaleCodes({ rows, scales, zeros }: QuantizedMatrix, { bits, factors }: ScaleGrid): Uint8Array {
+  const groups = scales.length / rows;
+  const zero = scaleZero(bits, !zeros);
+  return Uint8Array.from(scales, (scale, i) => {
+    const factor = factors[Math.floor(i / groups)];
+    return zero + (factor === 0 ? 0 : Math.round((scale / factor) * 2 ** bits));
+  });
 }
 
 export function groupCount(matrix: Pick<QuantizedMatrix, "cols" | "groupSize">): number {
