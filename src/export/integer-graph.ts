@@ -49,6 +49,8 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
   const data = new DataFile(io);
   const added = new Map<string, TensorProto>();
   const tokens = new Map<string, QuantizedTokens>();
+  // An expert that no token was routed to reads none.
+  const mayBeEmpty = graph.node.some(({ opType }) => opType === "NonZero");
   const total = graph.node.filter(({ opType }) => opType === "MatMulNBits").length;
   let done = 0;
 
@@ -95,7 +97,7 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
     }
     let quantized = tokens.get(x);
     if (!quantized) {
-      quantized = quantizeTokens(x, added);
+      quantized = quantizeTokens(x, added, mayBeEmpty);
       tokens.set(x, quantized);
       node.push(...quantized.nodes);
     }
@@ -149,14 +151,20 @@ interface QuantizedTokens {
   readonly nodes: readonly NodeProto[];
 }
 
-/** The nodes that round an activation; every matrix that reads it shares them. */
-function quantizeTokens(x: string, added: Map<string, TensorProto>): QuantizedTokens {
+/**
+ * The nodes that round an activation; every matrix that reads it shares them.
+ * @param mayBeEmpty x can have no rows: ONNX Runtime 1.30 reduces (0, cols) to itself, not to (0, 1), so that is cut.
+ */
+function quantizeTokens(x: string, added: Map<string, TensorProto>, mayBeEmpty: boolean): QuantizedTokens {
   const scalar = (name: string, value: number) => {
     added.set(name, { name, dataType: FLOAT, dims: [], rawData: new Uint8Array(Float32Array.of(value).buffer) });
     return name;
   };
-  const last = "int8/last";
-  added.set(last, { name: last, dataType: INT64, dims: [1n], rawData: new Uint8Array(BigInt64Array.of(-1n).buffer) });
+  const whole = (name: string, value: bigint) => {
+    added.set(name, { name, dataType: INT64, dims: [1n], rawData: new Uint8Array(BigInt64Array.of(value).buffer) });
+    return name;
+  };
+  const last = whole("int8/last", -1n);
   const zero = "int8/zero";
   added.set(zero, { name: zero, dataType: UINT8, dims: [], rawData: Uint8Array.of(UINT8_ZERO) });
   const at = (part: string) => `${x}/int8/${part}`;
@@ -173,7 +181,8 @@ function quantizeTokens(x: string, added: Map<string, TensorProto>): QuantizedTo
     nodes: [
       step("Abs", [x], "abs"),
       step("ReduceMax", [at("abs"), last], "max", [int("keepdims", 1)]),
-      step("Max", [at("max"), scalar("int8/smallest", SMALLEST_MAX)], "bound"),
+      ...(mayBeEmpty ? [step("Slice", [at("max"), whole("int8/first", 0n), whole("int8/one", 1n), last], "one")] : []),
+      step("Max", [at(mayBeEmpty ? "one" : "max"), scalar("int8/smallest", SMALLEST_MAX)], "bound"),
       step("Mul", [at("bound"), scalar("int8/step", 1 / INT8_MAX)], "scales"),
       step("Div", [x, at("scales")], "divided"),
       step("Round", [at("divided")], "rounded"),
