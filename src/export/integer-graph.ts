@@ -11,6 +11,7 @@
  */
 import { NibbleError } from "../errors.ts";
 import type { ByteSink } from "../files.ts";
+import { ConstantFolder, type ConstantTensor, withoutUnused } from "../onnx/fold-constants.ts";
 import type { AttributeProto, ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
 import { f16ToF32 } from "../tensor/dtypes.ts";
 import { unpackMatrix } from "../tensor/pack.ts";
@@ -44,8 +45,7 @@ export interface IntegerGraphIo {
 /** The same model with every MatMulNBits replaced; `model` is left as it is. */
 export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Promise<ModelProto> {
   const { graph } = model;
-  const initializers = new Map(graph.initializer.map((tensor) => [tensor.name!, tensor]));
-  const makers = new Map(graph.node.flatMap((node) => node.output.map((name) => [name, node] as const)));
+  const constants = new ConstantFolder(model, io.read);
   const data = new DataFile(io);
   const added = new Map<string, TensorProto>();
   const tokens = new Map<string, QuantizedTokens>();
@@ -54,26 +54,22 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
   const total = graph.node.filter(({ opType }) => opType === "MatMulNBits").length;
   let done = 0;
 
-  const constant = async (name: string): Promise<{ tensor: TensorProto; bytes: Uint8Array }> => {
-    const maker = makers.get(name);
-    // fp16 scales lie behind a Cast to the activations' type
-    const tensor = initializers.get(maker?.opType === "Cast" ? maker.input[0] : name);
-    if (!tensor) throw new NibbleError("unsupported", `${name}: a MatMulNBits weight that is computed at run time.`);
-    return { tensor, bytes: await io.read(tensor) };
+  const constant = async (name: string): Promise<ConstantTensor> => {
+    const value = await constants.value(name);
+    if (!value) throw new NibbleError("unsupported", `${name}: a MatMulNBits weight that is computed at run time.`);
+    return value;
   };
   const floats = async (name: string): Promise<Float32Array> => {
-    const { tensor, bytes } = await constant(name);
-    const aligned = bytes.slice();
-    if (tensor.dataType === FLOAT) return new Float32Array(aligned.buffer);
-    if (tensor.dataType === FLOAT16) return f16ToF32(new Uint16Array(aligned.buffer));
-    throw new NibbleError(
-      "unsupported",
-      `${name}: scales of ONNX type ${tensor.dataType}; float32 or float16 is known.`,
-    );
+    const { dataType, bytes } = await constant(name);
+    const { buffer } = new Uint8Array(bytes); // aligned
+    if (dataType === FLOAT) return new Float32Array(buffer);
+    if (dataType === FLOAT16) return f16ToF32(new Uint16Array(buffer));
+    throw new NibbleError("unsupported", `${name}: scales of ONNX type ${dataType}; float32 or float16 is known.`);
   };
 
   const node: NodeProto[] = [];
   for (const original of graph.node) {
+    if (constants.unpacked.has(original.output[0])) continue;
     if (original.opType !== "MatMulNBits") {
       node.push(original);
       continue;
@@ -114,6 +110,11 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
   for (const tensor of graph.initializer) {
     if (!used.has(tensor.name!)) continue;
     kept.push(tensor.dataLocation === 1 ? await data.append(headOf(tensor), await io.read(tensor)) : tensor);
+  }
+  for (const name of constants.unpacked) {
+    if (!used.has(name)) continue;
+    const { dataType, dims, bytes } = (await constants.value(name))!;
+    kept.push(await data.append({ name, dataType, dims: dims.map(BigInt) }, bytes));
   }
   return { ...model, graph: { ...graph, node: live, initializer: [...kept, ...added.values()] } };
 }
@@ -211,18 +212,6 @@ function multiply(original: NodeProto, { codes, scales }: QuantizedTokens, weigh
     node("Mul", [at("perToken"), `${weight}/scales`], product),
   ];
   return bias ? [...nodes, node("Add", [product, bias], y)] : nodes;
-}
-
-/** Nodes that something still reads, in their order. */
-function withoutUnused(nodes: readonly NodeProto[], outputs: readonly string[]): NodeProto[] {
-  const needed = new Set(outputs);
-  const live: NodeProto[] = [];
-  for (const node of [...nodes].reverse()) {
-    if (!node.output.some((name) => needed.has(name))) continue;
-    for (const name of node.input) needed.add(name);
-    live.push(node);
-  }
-  return live.reverse();
 }
 
 function int(name: string, value: number): AttributeProto {

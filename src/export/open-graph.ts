@@ -2,6 +2,7 @@
 import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import { type FolderSource, readAll } from "../files.ts";
+import { ConstantFolder, type MemoryFile, type ReadTensor } from "../onnx/fold-constants.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
 
@@ -30,6 +31,36 @@ export async function openGraph(
     externalData.push({ path: location, data: await readFile(folder, directory + location) });
   }
   return ort.InferenceSession.create(bytes, { ...session, externalData });
+}
+
+/** Reads initializers from the graph or the files beside it. @param directory of the graph inside the folder, "onnx/". */
+export function tensorReader(folder: FolderSource, directory: string): ReadTensor {
+  return async (tensor) => {
+    if (tensor.dataLocation !== 1) return tensor.rawData ?? new Uint8Array();
+    const field = (key: string) => tensor.externalData?.find((entry) => entry.key === key)?.value;
+    const source = await folder.open(directory + field("location"));
+    try {
+      const offset = Number(field("offset") ?? 0);
+      return await source.read(offset, Number(field("length") ?? source.sizeBytes - offset));
+    } finally {
+      await source.close?.();
+    }
+  };
+}
+
+/**
+ * Graph and tensors for a session in memory, where the file stores codes or scales at their own width: unpacked here,
+ * one tensor at a time, they cost a fraction of what the runtime takes. Undefined where it can open the file as it is.
+ */
+export async function unpackedModel(
+  folder: FolderSource,
+  path: string,
+  model: ModelProto,
+): Promise<{ readonly bytes: Uint8Array; readonly externalData: readonly MemoryFile[] } | undefined> {
+  const constants = new ConstantFolder(model, tensorReader(folder, path.slice(0, path.lastIndexOf("/") + 1)));
+  if (constants.unpacked.size === 0) return undefined;
+  const folded = await constants.fold();
+  return { bytes: encodeModel(folded.model), externalData: folded.files };
 }
 
 /** Names of the files beside the graph that hold its large tensors. */

@@ -9,6 +9,7 @@ import { dirname, join } from "node:path";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { Tensor as CommonTensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
+import type { MemoryFile } from "../onnx/fold-constants.ts";
 import { type Ort, typedArray } from "../onnx/ort.ts";
 import { decodeModel, type ValueInfoProto } from "../onnx/proto.ts";
 
@@ -22,6 +23,7 @@ const PLACE = {
   GetErrorMessage: 2,
   CreateEnv: 3,
   CreateSession: 7,
+  CreateSessionFromArray: 8,
   Run: 9,
   CreateSessionOptions: 10,
   SetSessionLogSeverityLevel: 22,
@@ -40,9 +42,10 @@ const PLACE = {
   ReleaseTensorTypeAndShapeInfo: 99,
   ReleaseSessionOptions: 100,
   AddSessionConfigEntry: 130,
+  AddExternalInitializersFromFilesInMemory: 279,
 } as const;
 /** The lowest version of the table that has all of these; a newer library still serves it. */
-const API_VERSION = 16;
+const API_VERSION = 18;
 const LOG_ERROR = 3;
 const OPTIMIZE_ALL = 99;
 const ARENA_ALLOCATOR = 1;
@@ -123,6 +126,7 @@ async function loadApi(): Promise<Api> {
     CreateEnv: "void *(int, str, _Out_ void **)",
     CreateSession: `void *(void *, ${path}, void *, _Out_ void **)`,
     Run: "void *(void *, void *, void *, void *, size_t, void *, size_t, void *)",
+    CreateSessionFromArray: "void *(void *, void *, size_t, void *, _Out_ void **)",
     CreateSessionOptions: "void *(_Out_ void **)",
     SetSessionLogSeverityLevel: "void *(void *, int)",
     SetSessionGraphOptimizationLevel: "void *(void *, int)",
@@ -140,6 +144,7 @@ async function loadApi(): Promise<Api> {
     ReleaseTensorTypeAndShapeInfo: "void (void *)",
     ReleaseSessionOptions: "void (void *)",
     AddSessionConfigEntry: "void *(void *, str, str)",
+    AddExternalInitializersFromFilesInMemory: "void *(void *, void *, void *, void *, size_t)",
   };
   const pointerSize = 8;
   const call = Object.fromEntries(
@@ -178,17 +183,15 @@ function out<T = Pointer>(api: Pick<Api, "call">, run: (slot: [T | null]) => Sta
 
 export async function capiOrt(): Promise<Ort> {
   const api = await openApi();
-  const create = async (model: string | Uint8Array, options?: InferenceSession.SessionOptions) => {
-    if (typeof model !== "string") throw new NibbleError("unsupported", "The fast binding opens graphs by their path.");
-    return openCapiSession(api, model, options) as unknown as InferenceSession;
-  };
+  const create = async (model: string | Uint8Array, options?: InferenceSession.SessionOptions) =>
+    openCapiSession(api, model, options) as unknown as InferenceSession;
   return { InferenceSession: { create }, Tensor: CommonTensor as unknown as Ort["Tensor"] };
 }
 
 async function openCapiSession(
   api: Api,
-  path: string,
-  { intraOpNumThreads, extra }: InferenceSession.SessionOptions = {},
+  model: string | Uint8Array,
+  { intraOpNumThreads, extra, externalData }: InferenceSession.SessionOptions = {},
 ): Promise<CapiSession> {
   const { call } = api;
   const options = out(api, (slot) => call.CreateSessionOptions(slot));
@@ -199,14 +202,21 @@ async function openCapiSession(
     for (const [key, value] of Object.entries(extra ?? {})) {
       check(api, call.AddSessionConfigEntry(options, key, String(value)));
     }
+    // both are read until the session stands, and copied by then
+    const files = externalData && memoryFiles(api.koffi, externalData as readonly MemoryFile[]);
+    if (files) check(api, call.AddExternalInitializersFromFilesInMemory(options, ...files.parameters));
     const slot: [Pointer | null] = [null];
-    const status = await new Promise<Status>((resolve, reject) =>
-      call.CreateSession.async(api.env, path, options, slot, (error: unknown, result: Status) =>
-        error ? reject(error) : resolve(result),
-      ),
-    );
+    const status = await new Promise<Status>((resolve, reject) => {
+      const done = (error: unknown, result: Status) => (error ? reject(error) : resolve(result));
+      if (typeof model === "string") call.CreateSession.async(api.env, model, options, slot, done);
+      else {
+        const address = api.koffi.address(model);
+        call.CreateSessionFromArray.async(api.env, address, model.byteLength, options, slot, done);
+      }
+    });
     check(api, status);
-    return new CapiSession(api, slot[0] as Pointer, path);
+    if (files) files.held.length = 0; // until here, whatever the collector thinks
+    return new CapiSession(api, slot[0] as Pointer, typeof model === "string" ? readFileSync(model) : model);
   } finally {
     call.ReleaseSessionOptions(options);
   }
@@ -224,6 +234,26 @@ class PointerTable {
     this.entries = new BigUint64Array(Math.max(8, length));
     this.address = koffi.address(this.entries);
   }
+}
+
+/**
+ * Files in memory as AddExternalInitializersFromFilesInMemory takes them: names, buffers, lengths, count; and what has to
+ * stay alive as long as the library reads them.
+ */
+function memoryFiles(koffi: Koffi, files: readonly MemoryFile[]): { parameters: unknown[]; held: unknown[] } {
+  const [names, buffers, lengths] = ["names", "buffers", "lengths"].map(() => new PointerTable(koffi, files.length));
+  // a path is of wide characters on Windows; Buffers of 64 bytes and more lie outside V8's moving heap
+  const encoding = process.platform === "win32" ? "utf16le" : "utf8";
+  const paths = files.map(({ path }) => Buffer.concat([Buffer.from(`${path}\0`, encoding), Buffer.alloc(64)]));
+  for (const [i, { data }] of files.entries()) {
+    names.entries[i] = koffi.address(paths[i]);
+    buffers.entries[i] = koffi.address(data);
+    lengths.entries[i] = BigInt(data.byteLength);
+  }
+  return {
+    parameters: [names.address, buffers.address, lengths.address, files.length],
+    held: [names, buffers, lengths, paths, files],
+  };
 }
 
 /** Null-terminated copies of names. */
@@ -267,10 +297,10 @@ class CapiSession {
   constructor(
     private readonly api: Api,
     private readonly session: Pointer,
-    path: string,
+    model: Uint8Array,
   ) {
     // the graph file says the same as the library would, without twenty more functions
-    const { graph } = decodeModel(readFileSync(path));
+    const { graph } = decodeModel(model);
     const stored = new Set(graph.initializer.map(({ name }) => name));
     this.inputMetadata = graph.input.filter(({ name }) => !stored.has(name)).map(metadata);
     this.outputMetadata = graph.output.map(metadata);

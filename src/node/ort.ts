@@ -1,8 +1,13 @@
 /** ONNX Runtime for an engine's worker: which binding, which provider, how many threads. */
+import { readFile } from "node:fs/promises";
+import { basename, dirname } from "node:path";
 import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
+import { unpackedModel } from "../export/open-graph.ts";
 import type { Ort } from "../onnx/ort.ts";
+import { decodeModel } from "../onnx/proto.ts";
 import type { Binding } from "./binding.ts";
+import { nodeFolder } from "./files.ts";
 
 export interface OpenSessionOptions {
   readonly device: "cpu" | "webgpu";
@@ -25,10 +30,18 @@ export async function ortFor(binding: Binding): Promise<Ort> {
   return (await import("onnxruntime-node")) as unknown as Ort;
 }
 
-/** A session on a graph file; errors: `engine` with the runtime's own words. */
+/**
+ * A session on a graph file, or in memory where its constants have to be unpacked first; errors: `engine` with the
+ * runtime's own words.
+ */
 export async function openSession(ort: Ort, path: string, options: OpenSessionOptions): Promise<InferenceSession> {
+  const session = sessionOptions(options);
+  const file = basename(path);
+  const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, decodeModel(await readFile(path)));
   try {
-    return await ort.InferenceSession.create(path, sessionOptions(options));
+    if (!unpacked) return await ort.InferenceSession.create(path, session);
+    const { bytes, externalData } = unpacked;
+    return await ort.InferenceSession.create(bytes, { ...session, externalData });
   } catch (cause) {
     const message = cause instanceof Error ? cause.message : String(cause);
     const hint = options.device === "webgpu" ? " Without a GPU that WebGPU can use, --device cpu runs it." : "";

@@ -2,7 +2,7 @@
 import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import { MANIFEST, type Manifest } from "../export/model-folder.ts";
-import { dataFiles } from "../export/open-graph.ts";
+import { dataFiles, unpackedModel } from "../export/open-graph.ts";
 import { type FolderSource, readAll, readText } from "../files.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
 import { decodeModel } from "../onnx/proto.ts";
@@ -124,7 +124,7 @@ function samplingDefaults(config: Json): SamplingOptions {
   return Object.fromEntries(Object.entries(defaults).filter(([, value]) => value !== undefined));
 }
 
-/** A session on the graph's bytes and its data files, each handed over as a Blob. */
+/** A session on the graph's bytes and its data files, each handed over as a Blob, or on its unpacked constants. */
 async function openSession(
   ort: OrtModule,
   folder: ModelFolder,
@@ -134,9 +134,13 @@ async function openSession(
   const bytes = await readAll(await folder.open(graph));
   const model = decodeModel(bytes);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
-  const externalData: { path: string; data: Blob }[] = [];
-  for (const path of dataFiles(model)) externalData.push({ path, data: await folder.blob(directory + path) });
-  const weightBytes = externalData.reduce((sum, { data }) => sum + data.size, bytes.byteLength);
+  const unpacked = await unpackedModel(folder, graph, model);
+  const files: { path: string; data: Blob }[] = [];
+  if (!unpacked) for (const path of dataFiles(model)) files.push({ path, data: await folder.blob(directory + path) });
+  const weightBytes = unpacked
+    ? unpacked.externalData.reduce((sum, { data }) => sum + data.byteLength, unpacked.bytes.byteLength)
+    : files.reduce((sum, { data }) => sum + data.size, bytes.byteLength);
+  const externalData = unpacked?.externalData ?? files;
   const outputs = model.graph.output.map(({ name }) => name);
   const options: InferenceSession.SessionOptions = {
     executionProviders: [device],
@@ -144,7 +148,7 @@ async function openSession(
     ...(device === "webgpu" && { preferredOutputLocation: gpuOutputs(outputs) }),
   };
   try {
-    return { session: await ort.InferenceSession.create(bytes, options), weightBytes };
+    return { session: await ort.InferenceSession.create(unpacked?.bytes ?? bytes, options), weightBytes };
   } catch (cause) {
     throw runtimeError(`${folder.name}/${graph} could not be opened`, cause);
   }

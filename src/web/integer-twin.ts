@@ -3,8 +3,9 @@
  * nothing is fetched twice, and the next opening finds it.
  */
 import { toIntegerGraph } from "../export/integer-graph.ts";
+import { tensorReader } from "../export/open-graph.ts";
 import { readAll } from "../files.ts";
-import { decodeModel, encodeModel, type TensorProto } from "../onnx/proto.ts";
+import { decodeModel, encodeModel } from "../onnx/proto.ts";
 import type { BuildChoice } from "./device.ts";
 import type { ModelFolder } from "./engine.ts";
 import { handleFolder, opfsSink, subfolder } from "./opfs.ts";
@@ -53,15 +54,4 @@ export async function graphFor(
     throw error;
   }
   return { folder: handleFolder((await subfolder(directory, place))!, folder.name), graph: twin };
-}
-
-/** Reads initializers from the graph or the files beside it. */
-function tensorReader(folder: ModelFolder, directory: string): (tensor: TensorProto) => Promise<Uint8Array> {
-  return async (tensor) => {
-    if (tensor.dataLocation !== 1) return tensor.rawData ?? new Uint8Array();
-    const field = (key: string) => tensor.externalData?.find((entry) => entry.key === key)?.value;
-    const source = await folder.open(directory + field("location"));
-    const offset = Number(field("offset") ?? 0);
-    return source.read(offset, Number(field("length") ?? source.sizeBytes - offset));
-  };
 }

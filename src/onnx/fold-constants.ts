@@ -1,0 +1,315 @@
+/**
+ * Computes nodes on constants before a session opens: what ONNX Runtime does when it opens a file whose codes and scales
+ * are stored at their own width (src/arch/stored-width.ts), but one tensor at a time, so that no intermediate outlives its
+ * use. Only values that come from uint8 constants are computed; other constants (float16 scales behind a Cast) are left
+ * to the runtime. An operator or a type that is not in the table below is left to it as well.
+ */
+import { NibbleError } from "../errors.ts";
+import { f16ToF32, f32ToF16 } from "../tensor/dtypes.ts";
+import { modelHeader } from "./graph.ts";
+import type { ModelProto, NodeProto, TensorProto } from "./proto.ts";
+
+/** TensorProto.DataType */
+const FLOAT = 1;
+const UINT8 = 2;
+const INT64 = 7;
+const FLOAT16 = 10;
+
+/** Smaller tensors stay in the graph: shape inference needs them there, and V8 may move them. */
+const INLINE_BYTES = 1024;
+
+export interface ConstantTensor {
+  /** TensorProto.DataType */
+  readonly dataType: number;
+  readonly dims: readonly number[];
+  /** Little-endian, row-major. */
+  readonly bytes: Uint8Array;
+}
+
+/** A file of tensors in memory, as ONNX Runtime's `externalData` takes it. */
+export interface MemoryFile {
+  readonly path: string;
+  readonly data: Uint8Array;
+}
+
+/** The bytes of an initializer, wherever the file keeps them. */
+export type ReadTensor = (tensor: TensorProto) => Promise<Uint8Array>;
+
+/** Types that an operator is computed in; the first input decides. */
+const operators: Readonly<Record<string, readonly number[]>> = {
+  BitShift: [UINT8],
+  BitwiseAnd: [UINT8],
+  BitwiseOr: [UINT8],
+  Add: [UINT8],
+  Concat: [UINT8],
+  Reshape: [UINT8],
+  Slice: [UINT8],
+  Cast: [UINT8, FLOAT, FLOAT16],
+  Mul: [FLOAT],
+  Sub: [FLOAT],
+};
+
+export class ConstantFolder {
+  private readonly initializers: ReadonlyMap<string, TensorProto>;
+  /** The nodes that can be computed, by their output. */
+  private readonly computed = new Map<string, NodeProto>();
+  /** Those whose value depends on a uint8 constant. */
+  private readonly fromBytes = new Set<string>();
+  private readonly readers = new Map<string, number>();
+  private readonly kept = new Map<string, Promise<ConstantTensor>>();
+
+  constructor(
+    private readonly model: ModelProto,
+    private readonly read: ReadTensor,
+  ) {
+    const { graph } = model;
+    this.initializers = new Map(graph.initializer.map((tensor) => [tensor.name!, tensor]));
+    const types = new Map(graph.initializer.map(({ name, dataType }) => [name!, dataType]));
+    const isBytes = (name: string) => this.fromBytes.has(name) || this.initializers.get(name)?.dataType === UINT8;
+    for (const node of graph.node) {
+      for (const name of node.input) this.readers.set(name, (this.readers.get(name) ?? 0) + 1);
+      const type = types.get(node.input[0]);
+      if (node.output.length !== 1 || type === undefined || node.domain) continue;
+      if (!operators[node.opType]?.includes(type) || !node.input.every((name) => types.has(name))) continue;
+      const [output] = node.output;
+      this.computed.set(output, node);
+      types.set(output, node.opType === "Cast" ? Number(attributeOf(node, "to")) : type);
+      if (node.input.some(isBytes)) this.fromBytes.add(output);
+    }
+  }
+
+  /** Values that a file of Nibble's stores narrower than they are used; none where another tool made it. */
+  get unpacked(): ReadonlySet<string> {
+    return this.model.producerName === modelHeader.producerName ? this.fromBytes : new Set();
+  }
+
+  /** The value of a constant, stored or computed; undefined where it depends on inputs. */
+  async value(name: string): Promise<ConstantTensor | undefined> {
+    const stored = this.initializers.get(name);
+    if (stored) {
+      return { dataType: stored.dataType!, dims: (stored.dims ?? []).map(Number), bytes: await this.read(stored) };
+    }
+    const node = this.computed.get(name);
+    if (!node) return undefined;
+    if ((this.readers.get(name) ?? 0) < 2) return this.compute(node);
+    let value = this.kept.get(name);
+    if (!value) {
+      value = this.compute(node);
+      this.kept.set(name, value);
+    }
+    return value;
+  }
+
+  private async compute(node: NodeProto): Promise<ConstantTensor> {
+    const inputs: ConstantTensor[] = [];
+    for (const name of node.input) inputs.push((await this.value(name))!);
+    return computeNode(node, inputs);
+  }
+
+  /** The model on computed constants, and the bytes of all its large tensors, each a file of its own. */
+  async fold(): Promise<{ readonly model: ModelProto; readonly files: readonly MemoryFile[] }> {
+    const { graph } = this.model;
+    const node = withoutUnused(
+      graph.node.filter(({ output }) => !this.unpacked.has(output[0])),
+      graph.output.map(({ name }) => name),
+    );
+    const used = new Set(node.flatMap(({ input }) => input));
+    for (const { name } of graph.output) used.add(name);
+    const files: MemoryFile[] = [];
+    const external = (head: TensorProto, data: Uint8Array): TensorProto => {
+      if (data.byteLength < INLINE_BYTES) return { ...head, rawData: data };
+      const path = `folded/${files.length}`;
+      files.push({ path, data });
+      const externalData = [
+        { key: "location", value: path },
+        { key: "offset", value: "0" },
+        { key: "length", value: String(data.byteLength) },
+      ];
+      return { ...head, dataLocation: 1, externalData };
+    };
+    const initializer: TensorProto[] = [];
+    for (const tensor of graph.initializer) {
+      if (!used.has(tensor.name!)) continue;
+      const { name, dataType, dims } = tensor;
+      initializer.push(
+        tensor.dataLocation === 1 ? external({ name, dataType, dims }, await this.read(tensor)) : tensor,
+      );
+    }
+    for (const name of this.unpacked) {
+      if (!used.has(name)) continue;
+      const { dataType, dims, bytes } = (await this.value(name))!;
+      this.kept.delete(name);
+      initializer.push(external({ name, dataType, dims: dims.map(BigInt) }, bytes));
+    }
+    return { model: { ...this.model, graph: { ...graph, node, initializer } }, files };
+  }
+}
+
+/** Nodes that something still reads, in their order. */
+export function withoutUnused(nodes: readonly NodeProto[], outputs: readonly string[]): NodeProto[] {
+  const needed = new Set(outputs);
+  const live: NodeProto[] = [];
+  for (const node of nodes.toReversed()) {
+    if (!node.output.some((name) => needed.has(name))) continue;
+    for (const name of node.input) needed.add(name);
+    live.push(node);
+  }
+  return live.reverse();
+}
+
+function attributeOf(node: NodeProto, name: string): bigint | string | undefined {
+  const found = node.attribute.find((attribute) => attribute.name === name);
+  return found?.s ? new TextDecoder().decode(found.s) : found?.i;
+}
+
+function computeNode(node: NodeProto, inputs: readonly ConstantTensor[]): ConstantTensor {
+  const [a, b] = inputs;
+  switch (node.opType) {
+    case "Cast":
+      return cast(a, Number(attributeOf(node, "to")));
+    case "Concat":
+      return concat(inputs, Number(attributeOf(node, "axis")));
+    case "Reshape":
+      return { ...a, dims: reshaped(a, integers(b)) };
+    case "Slice":
+      return slice(a, inputs.slice(1).map(integers));
+    case "Mul":
+      return floats(a, b, (x, y) => x * y);
+    case "Sub":
+      return floats(a, b, (x, y) => x - y);
+    case "BitShift": {
+      const by = scalarByte(node, b);
+      return attributeOf(node, "direction") === "LEFT"
+        ? eachWord(a, (word) => (word << by) & spread((0xff << by) & 0xff))
+        : eachWord(a, (word) => (word >>> by) & spread(0xff >> by));
+    }
+    case "BitwiseAnd": {
+      const mask = spread(scalarByte(node, b));
+      return eachWord(a, (word) => word & mask);
+    }
+    case "BitwiseOr":
+      return or(node, a, b);
+    default: {
+      const addend = scalarByte(node, b); // Add
+      const bytes = new Uint8Array(a.bytes.length);
+      for (let i = 0; i < bytes.length; i++) bytes[i] = a.bytes[i] + addend;
+      return { ...a, bytes };
+    }
+  }
+}
+
+const WORD_BYTES = 4;
+
+/** A byte in each of the four bytes of a word. */
+const spread = (value: number) => Math.imul(value, 0x01010101);
+
+/** A copy where bytes do not start at a word; `slice` would not do, Node's Buffer gives a view. */
+function aligned(bytes: Uint8Array): Uint8Array {
+  return bytes.byteOffset % WORD_BYTES === 0 ? bytes : new Uint8Array(bytes);
+}
+
+/** Bytes as words, filled up with zeros; a copy where they do not lie so. */
+function wordsOf(bytes: Uint8Array): Uint32Array {
+  const words = Math.ceil(bytes.length / WORD_BYTES);
+  const fits = bytes.byteOffset % WORD_BYTES === 0 && bytes.byteOffset + words * WORD_BYTES <= bytes.buffer.byteLength;
+  if (fits) return new Uint32Array(bytes.buffer, bytes.byteOffset, words);
+  const copy = new Uint32Array(words);
+  new Uint8Array(copy.buffer).set(bytes);
+  return copy;
+}
+
+/** The same operation on every byte of a tensor, four at a time. */
+function eachWord({ dims, bytes }: ConstantTensor, operation: (word: number) => number): ConstantTensor {
+  const from = wordsOf(bytes);
+  const out = new Uint32Array(from.length);
+  for (let i = 0; i < out.length; i++) out[i] = operation(from[i]);
+  return { dataType: UINT8, dims, bytes: new Uint8Array(out.buffer, 0, bytes.length) };
+}
+
+function or(node: NodeProto, a: ConstantTensor, b: ConstantTensor): ConstantTensor {
+  if (a.bytes.length !== b.bytes.length) throw unexpected(node, "operands of two sizes");
+  const left = wordsOf(a.bytes);
+  const right = wordsOf(b.bytes);
+  const out = new Uint32Array(left.length);
+  for (let i = 0; i < out.length; i++) out[i] = left[i] | right[i];
+  return { ...a, bytes: new Uint8Array(out.buffer, 0, a.bytes.length) };
+}
+
+function scalarByte(node: NodeProto, tensor: ConstantTensor): number {
+  if (tensor.bytes.length !== 1) throw unexpected(node, "a second operand that is no single byte");
+  return tensor.bytes[0];
+}
+
+function unexpected(node: NodeProto, what: string): NibbleError {
+  return new NibbleError("unsupported", `${node.name ?? node.opType}: ${node.opType} on constants with ${what}.`);
+}
+
+const productOf = (dims: readonly number[]) => dims.reduce((product, size) => product * size, 1);
+
+function integers({ dataType, bytes }: ConstantTensor): number[] {
+  if (dataType !== INT64) throw new NibbleError("bad_file", "A shape or a range that is not of int64.");
+  return Array.from(new BigInt64Array(new Uint8Array(bytes).buffer), Number);
+}
+
+function reshaped({ dims }: ConstantTensor, shape: readonly number[]): number[] {
+  const known = shape.map((size, i) => (size === 0 ? dims[i] : size));
+  const rest = productOf(dims) / productOf(known.filter((size) => size !== -1));
+  return known.map((size) => (size === -1 ? rest : size));
+}
+
+function concat(inputs: readonly ConstantTensor[], axis: number): ConstantTensor {
+  const [{ dataType, dims }] = inputs;
+  const at = axis < 0 ? dims.length + axis : axis;
+  const size = inputs.reduce((sum, input) => sum + input.dims[at], 0);
+  const outer = productOf(dims.slice(0, at));
+  const rowBytes = inputs.map(({ bytes }) => bytes.length / outer);
+  const bytes = new Uint8Array(inputs.reduce((sum, input) => sum + input.bytes.length, 0));
+  let to = 0;
+  for (let row = 0; row < outer; row++) {
+    for (const [i, input] of inputs.entries()) {
+      bytes.set(input.bytes.subarray(row * rowBytes[i], (row + 1) * rowBytes[i]), to);
+      to += rowBytes[i];
+    }
+  }
+  return { dataType, dims: dims.with(at, size), bytes };
+}
+
+/** Of the first axis, which is where the exporter cuts. */
+function slice({ dataType, dims, bytes }: ConstantTensor, [starts, ends, axes]: readonly number[][]): ConstantTensor {
+  if (axes[0] !== 0 || axes.length !== 1) {
+    throw new NibbleError("unsupported", "A Slice of constants along another axis than the first.");
+  }
+  const rowBytes = bytes.length / dims[0];
+  const [start, end] = [Math.min(starts[0], dims[0]), Math.min(ends[0], dims[0])];
+  return { dataType, dims: dims.with(0, end - start), bytes: bytes.subarray(start * rowBytes, end * rowBytes) };
+}
+
+function cast({ dataType, dims, bytes }: ConstantTensor, to: number): ConstantTensor {
+  const { buffer, byteOffset, byteLength } = aligned(bytes);
+  const asFloats =
+    dataType === UINT8
+      ? Float32Array.from(bytes)
+      : dataType === FLOAT16
+        ? f16ToF32(new Uint16Array(buffer, byteOffset, byteLength / 2))
+        : new Float32Array(buffer, byteOffset, byteLength / WORD_BYTES);
+  if (to !== FLOAT && to !== FLOAT16) throw new NibbleError("unsupported", `A Cast of constants to ONNX type ${to}.`);
+  const typed = to === FLOAT16 ? f32ToF16(asFloats) : asFloats;
+  return { dataType: to, dims, bytes: new Uint8Array(typed.buffer, typed.byteOffset, typed.byteLength) };
+}
+
+/** Two operands of one shape, or the second smaller: (rows, 1) beside (rows, cols), or one number. */
+function floats(a: ConstantTensor, b: ConstantTensor, operation: (x: number, y: number) => number): ConstantTensor {
+  const [x, y] = [a, b].map((tensor) => {
+    const { buffer, byteOffset, byteLength } = aligned(tensor.bytes);
+    return new Float32Array(buffer, byteOffset, byteLength / WORD_BYTES);
+  });
+  const each = x.length / y.length;
+  const perRow =
+    b.dims.length === a.dims.length && b.dims.every((size, i) => size === a.dims[i] || i === a.dims.length - 1);
+  if (y.length !== 1 && !(perRow && Number.isInteger(each))) {
+    throw new NibbleError("unsupported", `Constants of shapes [${a.dims.join(", ")}] and [${b.dims.join(", ")}].`);
+  }
+  const out = new Float32Array(x.length);
+  for (let i = 0; i < out.length; i++) out[i] = operation(x[i], y[Math.floor(i / each)]);
+  return { dataType: FLOAT, dims: a.dims, bytes: new Uint8Array(out.buffer) };
+}
