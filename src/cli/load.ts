@@ -25,7 +25,7 @@ export async function expectedMemory(dir: string, flags: LoadFlags): Promise<Mem
 /** Errors: `no_space` before anything is loaded, and the engine's own. */
 export async function openEngine(dir: string, flags: LoadFlags, { output, signal }: CommandContext): Promise<Engine> {
   output.note(`${dir}: ${describeMemory(await expectedMemory(dir, flags))}`);
-  const { device, threads, binding, kv, kvPolicy, kvBudget, context } = flags;
+  const { device, threads, binding, kv, kvPolicy, kvBudget, context, draft } = flags;
   const chatTemplate = flags.chatTemplate === undefined ? undefined : await readFile(flags.chatTemplate, "utf8");
   const engine = await loadEngine(dir, {
     device,
@@ -36,6 +36,7 @@ export async function openEngine(dir: string, flags: LoadFlags, { output, signal
     kvBudget,
     context,
     chatTemplate,
+    draft,
     signal,
   });
   output.note(`${engine.info.id}: ${engine.info.file} on ${engine.info.binding}`);

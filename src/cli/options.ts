@@ -50,6 +50,7 @@ export interface LoadFlags extends OutputFlags {
   readonly kvBudget?: number;
   readonly binding?: Binding;
   readonly chatTemplate?: string;
+  readonly draft?: string;
 }
 
 export function withLoadFlags(command: Command): Command {
@@ -70,7 +71,8 @@ export function withLoadFlags(command: Command): Command {
         new Option("--kv-policy <name>", "which tokens the KV cache keeps").choices(KV_POLICIES).default("full"),
       )
       .option("--kv-budget <tokens>", "how many tokens --kv-policy window keeps (default: 1024)", wholeNumber)
-      .option("--chat-template <file>", "use this Jinja template instead of the model's own"),
+      .option("--chat-template <file>", "use this Jinja template instead of the model's own")
+      .option("--draft <dir>", "a smaller model with the same tokenizer that guesses ahead; answers stay as they are"),
   );
 }
 

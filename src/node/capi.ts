@@ -188,6 +188,13 @@ export async function capiOrt(): Promise<Ort> {
   return { InferenceSession: { create }, Tensor: CommonTensor as unknown as Ort["Tensor"] };
 }
 
+/** onnxruntime-node's nested objects, { session: { a: "1" } }, as the library's own keys, session.a. */
+function configEntries(extra: object, prefix = ""): [string, string][] {
+  return Object.entries(extra).flatMap(([key, value]) =>
+    typeof value === "object" ? configEntries(value, `${prefix}${key}.`) : [[`${prefix}${key}`, String(value)]],
+  );
+}
+
 async function openCapiSession(
   api: Api,
   model: string | Uint8Array,
@@ -199,8 +206,8 @@ async function openCapiSession(
     check(api, call.SetSessionLogSeverityLevel(options, LOG_ERROR));
     check(api, call.SetSessionGraphOptimizationLevel(options, OPTIMIZE_ALL));
     if (intraOpNumThreads !== undefined) check(api, call.SetIntraOpNumThreads(options, intraOpNumThreads));
-    for (const [key, value] of Object.entries(extra ?? {})) {
-      check(api, call.AddSessionConfigEntry(options, key, String(value)));
+    for (const [key, value] of configEntries(extra ?? {})) {
+      check(api, call.AddSessionConfigEntry(options, key, value));
     }
     // both are read until the session stands, and copied by then
     const files = externalData && memoryFiles(api.koffi, externalData as readonly MemoryFile[]);

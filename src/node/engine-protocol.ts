@@ -4,6 +4,7 @@ import { NibbleError } from "../errors.ts";
 import type { WindowPolicy } from "../kv/window.ts";
 import type { EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
 import type { Binding } from "./binding.ts";
+import type { DraftSetup } from "./draft.ts";
 
 export interface WorkerSetup {
   readonly folder: string;
@@ -21,6 +22,7 @@ export interface WorkerSetup {
   readonly maxKvBytes: number;
   readonly prefixCacheBytes: number;
   readonly speculate: boolean;
+  readonly draft?: DraftSetup;
 }
 
 export type ToWorker =

@@ -7,6 +7,7 @@ import { NibbleError } from "../errors.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { decodeModel } from "../onnx/proto.ts";
+import { DraftModel } from "../runtime/draft.ts";
 import { embedPrompt } from "../runtime/embed.ts";
 import type { GenerateOptions } from "../runtime/engine.ts";
 import { type ModelOffer, readOffer } from "../runtime/folder.ts";
@@ -19,7 +20,7 @@ import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type FromWorker, type ToWorker, toWire, type WorkerSetup } from "./engine-protocol.ts";
 import { nodeFolder } from "./files.ts";
-import { openSession, ortFor } from "./ort.ts";
+import { type OpenSessionOptions, openSession, ortFor } from "./ort.ts";
 
 /** Milliseconds between reports of counters to the main thread while something runs. */
 const STATS_INTERVAL_MS = 250;
@@ -41,6 +42,7 @@ class ModelWorker {
     private readonly ort: Ort,
     private readonly tokenizer: Tokenizer,
     private readonly session: DecoderSession | GrowingSession,
+    private readonly draft: DecoderSession | undefined,
     private readonly scheduler: Scheduler,
     private readonly vocabSize: number,
   ) {
@@ -133,6 +135,7 @@ class ModelWorker {
     await this.scheduler.close();
     await (await this.embedder)?.release();
     await this.session.dispose();
+    await this.draft?.dispose();
     port.close();
   }
 }
@@ -142,16 +145,45 @@ function textLength({ contextLength, window }: WorkerSetup): number {
   return window ? Number.MAX_SAFE_INTEGER : contextLength;
 }
 
+async function openDecoder(
+  ort: Ort,
+  { folder, graph, contextLength }: Pick<WorkerSetup, "folder" | "graph" | "contextLength">,
+  options: OpenSessionOptions,
+): Promise<DecoderSession | GrowingSession> {
+  const path = join(folder, graph);
+  const opened = await openSession(ort, path, options);
+  const inPlace = cachesInPlace(decodeModel(await readFile(path)));
+  return inPlace ? new DecoderSession(ort, opened, path, contextLength) : new GrowingSession(ort, opened, path);
+}
+
+/** The session of `--draft`; errors: `unsupported` where a cache cannot be cut back to fewer tokens. */
+async function openDraft(
+  ort: Ort,
+  draft: NonNullable<WorkerSetup["draft"]>,
+  model: DecoderSession | GrowingSession,
+  options: OpenSessionOptions,
+): Promise<DecoderSession> {
+  const session = await openDecoder(ort, draft, options);
+  for (const one of [model, session]) {
+    if (one instanceof DecoderSession && !one.shape.hasState) continue;
+    throw new NibbleError(
+      "unsupported",
+      `${one.name}: its cache grows by concatenation or keeps a state, so wrong guesses could not be cut off again; --draft needs GroupQueryAttention in both models.`,
+      { param: "draft" },
+    );
+  }
+  return session as DecoderSession;
+}
+
 async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const offer = await readOffer(nodeFolder(setup.folder));
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: setup.chatTemplate });
   const ort = await ortFor(setup.binding);
-  const path = join(setup.folder, setup.graph);
-  const opened = await openSession(ort, path, setup);
-  const inPlace = cachesInPlace(decodeModel(await readFile(path)));
-  const session = inPlace
-    ? new DecoderSession(ort, opened, path, setup.contextLength)
-    : new GrowingSession(ort, opened, path);
+  // two thread pools that wait for work by spinning would take the cores from each other
+  const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
+  const session = await openDecoder(ort, setup, options);
+  const inPlace = session instanceof DecoderSession;
+  const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
   const { id, window } = setup;
@@ -159,6 +191,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const maxBatch = without.batching || !inPlace ? 1 : setup.maxBatch;
   const scheduler = new Scheduler(session, {
     ...setup,
+    draft: draft && new DraftModel(draft, draft.contextLength),
     recomputeAbove,
     maxBatch,
     speculate: setup.speculate && inPlace && !without.speculation && !session.shape.hasState,
@@ -178,7 +211,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,
   });
-  return new ModelWorker(setup, offer, ort, tokenizer, session, scheduler, vocabSize);
+  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, vocabSize);
 }
 
 try {

@@ -21,6 +21,7 @@ import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type Binding, chooseBinding } from "./binding.ts";
 import { holdLibrary } from "./capi.ts";
+import { readDraft } from "./draft.ts";
 import { type FromWorker, fromWire, type ToWorker, type WorkerSetup } from "./engine-protocol.ts";
 import { nodeFolder } from "./files.ts";
 import { availableMemory, estimateMemory, requireMemory } from "./memory.ts";
@@ -52,6 +53,11 @@ export interface LoadEngineOptions {
   readonly prefixCacheBytes?: number;
   /** Guess tokens by prompt lookup where one request runs alone (default true; the text is the same). */
   readonly speculate?: boolean;
+  /**
+   * Folder of a smaller model with the same tokenizer, which guesses tokens where one request runs alone; answers keep
+   * their distribution (Leviathan et al. 2023), greedy and seeded ones every token. A 2-bit export always fits.
+   */
+  readonly draft?: string;
   readonly onProgress?: OnProgress;
   readonly signal?: AbortSignal;
 }
@@ -77,10 +83,15 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const capabilities = capabilitiesOf(offer.config, contextLength);
   if (options.kv === "int8") requireFeature(capabilities, "int8 cache", "kv");
   if (options.speculate) requireFeature(capabilities, "speculation", "speculate");
+  if (options.draft !== undefined) requireFeature(capabilities, "speculation", "draft");
   if ((options.prefixCacheBytes ?? 0) > 0) requireFeature(capabilities, "prefix cache", "prefixCacheBytes");
   if ((options.maxBatch ?? 1) > 1) requireFeature(capabilities, "batching", "maxBatch");
+  const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: options.chatTemplate });
+  const id = options.id ?? basename(path);
+  const draft = options.draft === undefined ? undefined : await readDraft(options.draft, id, tokenizer, contextLength);
   const need = await measure(path, offer, options.kv);
-  const availableBytes = availableMemory();
+  const draftBytes = draft ? draft.weightBytes + draft.kvBytesPerToken * draft.contextLength : 0;
+  const availableBytes = Math.max(0, availableMemory() - draftBytes);
   requireMemory(folder, estimateMemory({ ...need, contextLength }, availableBytes));
   const spareBytes = availableBytes - need.weightBytes - need.kvBytesPerToken * contextLength;
   const device = options.device ?? "cpu";
@@ -88,7 +99,7 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   if (binding === "capi") await holdLibrary();
   const setup: WorkerSetup = {
     folder: path,
-    id: options.id ?? basename(path),
+    id,
     device,
     threads: options.threads ?? availableParallelism(),
     graph: need.graph,
@@ -101,9 +112,9 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     maxKvBytes: need.kvBytesPerToken * contextLength + KV_SHARE * spareBytes,
     prefixCacheBytes: Math.min(options.prefixCacheBytes ?? DEFAULT_PREFIX_CACHE_BYTES, KV_SHARE * spareBytes),
     speculate: options.speculate ?? true,
+    draft,
   };
-  const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: options.chatTemplate });
-  const engine = new NodeEngine(setup, tokenizer, need.weightBytes);
+  const engine = new NodeEngine(setup, tokenizer, need.weightBytes + (draft?.weightBytes ?? 0));
   report("load the model", 1);
   const stop = () => void engine.dispose();
   signal?.addEventListener("abort", stop, { once: true });

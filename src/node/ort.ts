@@ -12,15 +12,22 @@ import { nodeFolder } from "./files.ts";
 export interface OpenSessionOptions {
   readonly device: "cpu" | "webgpu";
   readonly threads?: number;
+  /** Whether its threads wait for the next run by spinning (default) or give the cores away. */
+  readonly spinBetweenRuns?: boolean;
 }
 
-export function sessionOptions({ device, threads }: OpenSessionOptions): InferenceSession.SessionOptions {
+export function sessionOptions({
+  device,
+  threads,
+  spinBetweenRuns = true,
+}: OpenSessionOptions): InferenceSession.SessionOptions {
   return {
     executionProviders: [device],
     graphOptimizationLevel: "all",
     // warnings of the graph optimizer (initializers it removed) are nobody's business; errors arrive as exceptions
     logSeverityLevel: 3,
     ...(threads === undefined ? {} : { intraOpNumThreads: threads }),
+    ...(spinBetweenRuns ? {} : { extra: { session: { force_spinning_stop: "1" } } }),
   };
 }
 

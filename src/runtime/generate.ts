@@ -5,7 +5,7 @@
 import { NibbleError } from "../errors.ts";
 import type { StreamingDecoder, Tokenizer } from "../tokenizer/tokenizer.ts";
 import type { FinishReason, GeneratedToken, GenerateOptions, Piece, TokenConstraint, Usage } from "./engine.ts";
-import { Sampler, type Sampling } from "./sampling.ts";
+import { type Guess, Sampler, type Sampling } from "./sampling.ts";
 import { StopStrings } from "./stop.ts";
 
 /** OpenAI's limit, and what is worth computing. */
@@ -23,6 +23,7 @@ export class Generation {
   private readonly decoder: StreamingDecoder;
   private readonly stops: StopStrings;
   private readonly endIds: ReadonlySet<number>;
+  private readonly endList: readonly number[];
   private readonly maxTokens: number;
   /** Made since the last piece that had text. */
   private pending: number[] = [];
@@ -63,6 +64,7 @@ export class Generation {
     this.decoder = tokenizer.streamingDecoder({ skipSpecialTokens: !options.keepSpecialTokens });
     this.stops = new StopStrings(options.stop);
     this.endIds = new Set([...(options.ignoreEos ? [] : tokenizer.eosIds), ...(options.stopTokens ?? [])]);
+    this.endList = [...this.endIds];
   }
 
   /** The answer's tokens so far. */
@@ -79,9 +81,17 @@ export class Generation {
     return this.tokensLeft > 0;
   }
 
-  /** Chooses the next token from the row after the last one; returns a piece where there is something to say. */
-  take(logits: Float32Array): Piece | undefined {
-    const token = this.sampler.next(logits, this.constraint, [...this.endIds]);
+  /** What a draft model's logits say comes next. */
+  guess(logits: Float32Array): Guess {
+    return this.sampler.guess(logits);
+  }
+
+  /**
+   * Chooses the next token from the row after the last one; returns a piece where there is something to say.
+   * @param guess what was guessed; where it was right the token is the same.
+   */
+  take(logits: Float32Array, guess?: Guess): Piece | undefined {
+    const token = this.sampler.next(logits, this.constraint, this.endList, guess);
     this.tokens.push(token.id);
     this.generated++;
     this.pending.push(token.id);

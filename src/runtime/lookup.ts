@@ -26,17 +26,18 @@ export function lookUp(tokens: readonly number[], count: number): number[] {
   return [];
 }
 
-/** Measured on CPU (context 512): a step over 1 + 4 tokens costs 1.4 to 1.5 steps, so half a token per try pays it. */
+/** Verifying 4 costs 1.4 to 1.5 steps on a CPU (context 512), 8 costs two. */
 export const GUESS_TOKENS = 4;
-const WORTHWHILE = 0.5;
+/** What a try is taken to gain, in tokens, before anything is known; after a pause one bad try is enough. */
+const OPTIMISM = 0.5;
 /** Steps without a guess after guesses stopped paying; doubles each time, up to the maximum. */
 const FIRST_PAUSE = 8;
 const LONGEST_PAUSE = 256;
 
-/** Whether guessing pays for one sequence. */
+/** Whether one kind of guess pays for one sequence. */
 export class GuessGauge {
-  /** Accepted tokens per try, moving mean; starts at what is worth one more try. */
-  private mean = 2 * WORTHWHILE;
+  /** Tokens that a try gains over plain steps of the same time, moving mean. */
+  private gain = OPTIMISM;
   private pauseLeft = 0;
   private pause = FIRST_PAUSE;
 
@@ -46,12 +47,13 @@ export class GuessGauge {
     return false;
   }
 
-  accepted(count: number): void {
-    this.mean = 0.7 * this.mean + 0.3 * count;
-    if (count > 0) this.pause = FIRST_PAUSE;
-    if (this.mean >= WORTHWHILE) return;
+  /** A try gave `accepted` tokens and the one that every step gives; it cost so many plain steps beyond one. */
+  tried(accepted: number, cost: number): void {
+    this.gain = 0.7 * this.gain + 0.3 * (accepted - cost);
+    if (accepted > cost) this.pause = FIRST_PAUSE;
+    if (this.gain >= 0) return;
     this.pauseLeft = this.pause;
     this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
-    this.mean = 2 * WORTHWHILE;
+    this.gain = 0;
   }
 }

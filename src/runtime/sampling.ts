@@ -67,7 +67,6 @@ function badOption(name: string, what: string): NibbleError {
 
 /** Chooses the tokens of one sequence. */
 export class Sampler {
-  private readonly random: Random;
   /** Occurrences among the generated tokens. */
   private readonly counts = new Map<number, number>();
   private readonly seen = new Set<number>();
@@ -78,21 +77,44 @@ export class Sampler {
     private readonly sampling: Sampling,
     prompt: readonly number[],
     private readonly topLogprobs: number | undefined = undefined,
+    private readonly random: Random = new Random(sampling.seed),
   ) {
-    this.random = new Random(sampling.seed);
     this.penalizesSeen = sampling.repetitionPenalty !== 1;
     if (this.penalizesSeen) for (const id of prompt) this.seen.add(id);
   }
 
-  /** The next token of `logits`, which is overwritten; `forbidden` ids (end tokens that are ignored) never come. */
-  next(logits: Float32Array, constraint?: TokenConstraint, endIds: readonly number[] = []): GeneratedToken {
+  /**
+   * The next token of `logits`, which is overwritten; `forbidden` ids (end tokens that are ignored) never come. A guess
+   * with its distribution is accepted or replaced so that the token is distributed as without one.
+   */
+  next(
+    logits: Float32Array,
+    constraint?: TokenConstraint,
+    endIds: readonly number[] = [],
+    guess?: Guess,
+  ): GeneratedToken {
     const score = this.topLogprobs === undefined ? undefined : new Scores(logits, this.topLogprobs);
     this.penalize(logits);
     if (constraint) mask(logits, constraint, endIds);
-    const id = this.sampling.temperature === 0 || this.sampling.topK === 1 ? argmax(logits) : this.draw(logits);
+    const id = this.isGreedy ? argmax(logits) : this.draw(logits, guess);
     this.counts.set(id, (this.counts.get(id) ?? 0) + 1);
     if (this.penalizesSeen) this.seen.add(id);
     return score ? { id, logprob: score.of(id), top: score.top } : { id, logprob: Number.NaN, top: [] };
+  }
+
+  /**
+   * A draft model's guess from its `logits` (kept as they are): drawn from its distribution under this request's
+   * temperature and truncation. Where the same seed has to give the same text (or there is one text), its likeliest
+   * token, to be compared with the one that comes.
+   */
+  guess(logits: Float32Array): Guess {
+    if (this.isGreedy || this.sampling.seed !== undefined) return { id: argmax(logits) };
+    const draft = truncate(logits.slice(), this.sampling);
+    return { id: this.pick(draft), draft };
+  }
+
+  private get isGreedy(): boolean {
+    return this.sampling.temperature === 0 || this.sampling.topK === 1;
   }
 
   private penalize(logits: Float32Array): void {
@@ -107,50 +129,23 @@ export class Sampler {
     if (logitBias) for (const [id, bias] of Object.entries(logitBias)) logits[Number(id)] += bias;
   }
 
-  private draw(logits: Float32Array): number {
-    const { temperature, topK, topP, minP } = this.sampling;
-    const best = argmax(logits);
-    const max = logits[best];
-    // weights relative to the likeliest token, over the logits
-    let total = 0;
-    for (let id = 0; id < logits.length; id++) {
-      const weight = Math.exp((logits[id] - max) / temperature);
-      logits[id] = weight;
-      total += weight;
-    }
-    const limited = topK > 0 && topK < logits.length;
-    if (!limited && topP >= 1 && minP <= 0) return this.pick(total, logits.length, (i) => i, logits);
-
-    // Tokens below (1 - topP) / vocab of the mass weigh less than 1 - topP together, so the nucleus is above it.
-    const floor = Math.max(minP, limited ? 0 : ((1 - topP) * total) / logits.length);
-    const heap = new CandidateHeap(logits, floor);
-    const kept: number[] = [];
-    if (limited) {
-      total = 0;
-      while (kept.length < topK && heap.size > 0) {
-        const id = heap.pop();
-        kept.push(id);
-        total += logits[id];
-      }
-    }
-    let mass = 0;
-    let count = 0;
-    while (limited ? count < kept.length : heap.size > 0) {
-      if (!limited) kept.push(heap.pop());
-      const weight = logits[kept[count]];
-      if (count > 0 && (mass >= topP * total || weight < minP)) break;
-      mass += weight;
-      count++;
-    }
-    return this.pick(mass, count, (i) => kept[i], logits);
+  private draw(logits: Float32Array, guess: Guess | undefined): number {
+    const target = truncate(logits, this.sampling);
+    if (!guess?.draft) return this.pick(target);
+    // Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1: x ~ q stays with probability min(1, p(x) / q(x)) ...
+    const { id, draft } = guess;
+    if (this.random.uniform() * draft.probability(id) < target.probability(id)) return id;
+    const rest = target.without(draft); // ... else p' = norm(max(0, p - q))
+    return rest.total > 0 ? this.pick(rest) : id; // nothing left: p and q differ by rounding only
   }
 
-  /** The candidate under a uniform draw from [0, total). */
-  private pick(total: number, count: number, idAt: (i: number) => number, weights: Float32Array): number {
+  /** The candidate under a uniform draw. */
+  private pick({ weights, total, ids }: Candidates): number {
     let left = this.random.uniform() * total;
     let last = 0;
+    const count = ids?.length ?? weights.length;
     for (let i = 0; i < count; i++) {
-      const id = idAt(i);
+      const id = ids ? ids[i] : i;
       if (weights[id] === 0) continue;
       left -= weights[id];
       last = id;
@@ -158,6 +153,83 @@ export class Sampler {
     }
     return last; // rounding may leave a rest after the last candidate
   }
+}
+
+/** A token that may come next, said before the model is asked. */
+export interface Guess {
+  readonly id: number;
+  /** What it was drawn from; without, it is only compared with the token that comes. */
+  readonly draft?: Candidates;
+}
+
+/** The tokens that may be drawn. */
+class Candidates {
+  private members: ReadonlySet<number> | undefined;
+
+  constructor(
+    /** Of every token of the vocabulary, relative to the likeliest; those of tokens that are no candidates mean nothing. */
+    readonly weights: Float32Array,
+    /** Of the candidates together. */
+    readonly total: number,
+    /** The candidates; without, all tokens. */
+    readonly ids?: readonly number[],
+  ) {}
+
+  probability(id: number): number {
+    if (this.ids) this.members ??= new Set(this.ids);
+    return !this.members || this.members.has(id) ? this.weights[id] / this.total : 0;
+  }
+
+  /** What is left of each probability after the other's, in this one's memory. */
+  without(other: Candidates): Candidates {
+    const { weights, ids } = this;
+    let total = 0;
+    const count = ids?.length ?? weights.length;
+    for (let i = 0; i < count; i++) {
+      const id = ids ? ids[i] : i;
+      weights[id] = Math.max(0, weights[id] / this.total - other.probability(id));
+      total += weights[id];
+    }
+    return new Candidates(weights, total, ids);
+  }
+}
+
+/** Temperature, top-k, top-p, min-p; the row's memory becomes the weights. */
+function truncate(logits: Float32Array, { temperature, topK, topP, minP }: Sampling): Candidates {
+  const best = argmax(logits);
+  const max = logits[best];
+  // weights relative to the likeliest token, over the logits
+  let total = 0;
+  for (let id = 0; id < logits.length; id++) {
+    const weight = Math.exp((logits[id] - max) / temperature);
+    logits[id] = weight;
+    total += weight;
+  }
+  const limited = topK > 0 && topK < logits.length;
+  if (!limited && topP >= 1 && minP <= 0) return new Candidates(logits, total);
+
+  // Tokens below (1 - topP) / vocab of the mass weigh less than 1 - topP together, so the nucleus is above it.
+  const floor = Math.max(minP, limited ? 0 : ((1 - topP) * total) / logits.length);
+  const heap = new CandidateHeap(logits, floor);
+  const kept: number[] = [];
+  if (limited) {
+    total = 0;
+    while (kept.length < topK && heap.size > 0) {
+      const id = heap.pop();
+      kept.push(id);
+      total += logits[id];
+    }
+  }
+  let mass = 0;
+  let count = 0;
+  while (limited ? count < kept.length : heap.size > 0) {
+    if (!limited) kept.push(heap.pop());
+    const weight = logits[kept[count]];
+    if (count > 0 && (mass >= topP * total || weight < minP)) break;
+    mass += weight;
+    count++;
+  }
+  return new Candidates(logits, mass, kept.slice(0, count));
 }
 
 /** Index of the largest logit, the first of equals; errors: `engine` when no token is possible. */

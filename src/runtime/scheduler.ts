@@ -6,11 +6,12 @@
  */
 import { NibbleError } from "../errors.ts";
 import { type WindowPolicy, windowTokens } from "../kv/window.ts";
+import type { DraftModel } from "./draft.ts";
 import type { EngineStats, GeneratedToken, Piece } from "./engine.ts";
 import type { Generation } from "./generate.ts";
 import { GUESS_TOKENS, GuessGauge, lookUp } from "./lookup.ts";
 import { PrefixCache } from "./prefix-cache.ts";
-import { Scores } from "./sampling.ts";
+import { type Guess, Scores } from "./sampling.ts";
 import type { Rows } from "./session.ts";
 import { Stream } from "./stream.ts";
 
@@ -39,6 +40,10 @@ export interface SchedulerOptions {
   readonly prefixCacheBytes?: number;
   /** Guess tokens by prompt lookup when one sequence runs alone. */
   readonly speculate?: boolean;
+  /** Guesses where the text itself says nothing. */
+  readonly draft?: DraftModel;
+  /** Milliseconds, to find out whether guessing pays. */
+  readonly clock?: () => number;
   /** A text that grows beyond so many tokens is computed again from its start, in one piece (longrope). */
   readonly recomputeAbove?: number;
 }
@@ -61,7 +66,8 @@ interface Sequence extends Request {
   cachedTokens: number;
   startedAt: number;
   firstTokenAt: number;
-  readonly gauge: GuessGauge;
+  readonly lookupGauge: GuessGauge;
+  readonly draftGauge: GuessGauge;
   promptScores: GeneratedToken[];
   left: boolean;
 }
@@ -73,8 +79,13 @@ export class Scheduler {
   /** Sequences whose window moved: they are read again before anybody new is. */
   private readonly shifted: Sequence[] = [];
   private busy: Promise<void> | undefined;
+  /** Set and cleared in one go with what it says, so that no request arrives between the last look and the end. */
+  private working = false;
   private closed = false;
   private readonly prefixes: PrefixCache<ArrayBufferView>;
+  /** Milliseconds of a step of one sequence without a guess, moving mean. */
+  private plainStepMs: number | undefined;
+  private readonly clock: () => number;
   private readonly counts = { generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
 
   constructor(
@@ -82,6 +93,7 @@ export class Scheduler {
     private readonly options: SchedulerOptions,
   ) {
     this.prefixes = new PrefixCache(session, options.prefixCacheBytes ?? 0);
+    this.clock = options.clock ?? (() => performance.now());
   }
 
   stats(): EngineStats {
@@ -113,14 +125,13 @@ export class Scheduler {
       cachedTokens: 0,
       startedAt: 0,
       firstTokenAt: 0,
-      gauge: new GuessGauge(),
+      lookupGauge: new GuessGauge(),
+      draftGauge: new GuessGauge(),
       promptScores: [],
       left: false,
     };
     this.waiting.push(sequence);
-    this.busy ??= this.work().finally(() => {
-      this.busy = undefined;
-    });
+    if (!this.working) this.busy = this.work();
     return sequence.stream;
   }
 
@@ -133,6 +144,7 @@ export class Scheduler {
   }
 
   private async work(): Promise<void> {
+    this.working = true;
     while (!this.closed) {
       this.dropStopped();
       this.admit();
@@ -142,19 +154,11 @@ export class Scheduler {
         if (this.decoding.length > 0) await this.decodeStep();
       } catch (error) {
         // the cache may be half written: nobody can go on from it
-        this.failAll(
-          error instanceof NibbleError
-            ? error
-            : new NibbleError(
-                "engine",
-                `A step of the model failed: ${error instanceof Error ? error.message : error}`,
-                {
-                  cause: error,
-                },
-              ),
-        );
+        const message = `A step of the model failed: ${error instanceof Error ? error.message : error}`;
+        this.failAll(error instanceof NibbleError ? error : new NibbleError("engine", message, { cause: error }));
       }
     }
+    this.working = false;
   }
 
   private failAll(error: NibbleError): void {
@@ -266,7 +270,7 @@ export class Scheduler {
     const batch = this.decoding.filter(({ generation }) => !generation.finished);
     if (batch.length !== this.decoding.length) return; // dropStopped closes the gaps first
     if (this.options.window && this.moveWindows(this.options.window)) return;
-    if (batch.length === 1 && this.options.speculate && (await this.guessStep(batch[0]))) return;
+    if (batch.length === 1 && (await this.guessStep(batch[0]))) return;
     if (batch.length === 1 && batch[0].past === this.options.recomputeAbove) {
       const [sequence] = batch;
       const [row] = await this.session.append(0, 0, sequence.seen);
@@ -274,10 +278,15 @@ export class Scheduler {
       this.take(sequence, row);
       return;
     }
+    const startedAt = this.clock();
     const logits = await this.session.decode(
       batch.map(({ past }) => past),
       batch.map(({ seen }) => seen[seen.length - 1]),
     );
+    if (batch.length === 1) {
+      const ms = this.clock() - startedAt;
+      this.plainStepMs = this.plainStepMs === undefined ? ms : 0.8 * this.plainStepMs + 0.2 * ms;
+    }
     for (const [i, sequence] of batch.entries()) {
       sequence.past++;
       this.take(sequence, logits[i]);
@@ -299,33 +308,41 @@ export class Scheduler {
     return moved;
   }
 
-  /** One step over a guess; false where there is none. */
+  /** One step over guesses; false where there are none. */
   private async guessStep(sequence: Sequence): Promise<boolean> {
-    const { generation, gauge, seen } = sequence;
-    const { window } = this.options;
+    const { generation, seen, lookupGauge, draftGauge } = sequence;
+    const { window, speculate, draft } = this.options;
+    const plainMs = this.plainStepMs;
     const room = Math.min(generation.tokensLeft, window ? window.budget - sequence.past : Infinity) - 1;
-    if (room <= 0 || !gauge.wantsGuess) return false;
-    const guess = lookUp(seen, Math.min(GUESS_TOKENS, room));
-    if (guess.length === 0) return false;
-    const last = seen[seen.length - 1];
-    const logits = await this.session.append(0, sequence.past, [last, ...guess], "all");
+    const count = Math.min(GUESS_TOKENS, room);
+    if (count <= 0 || plainMs === undefined) return false; // a guess is measured against a step without
+    const startedAt = this.clock();
+    let gauge = lookupGauge;
+    let guesses: Guess[] = [];
+    if (speculate && lookupGauge.wantsGuess) guesses = lookUp(seen, count).map((id) => ({ id }));
+    if (guesses.length === 0 && draft && draftGauge.wantsGuess) {
+      gauge = draftGauge;
+      guesses = await draft.guess(seen, count, (logits) => generation.guess(logits));
+    }
+    if (guesses.length === 0 || this.decoding[0] !== sequence) return false; // or it was closed meanwhile
+    const tokens = [seen[seen.length - 1], ...guesses.map(({ id }) => id)];
+    const logits = await this.session.append(0, sequence.past, tokens, "all");
     let accepted = 0;
     for (const [i, row] of logits.entries()) {
       sequence.past++; // the token before this row is right: its keys and values stay
-      this.take(sequence, row);
-      const made = seen[seen.length - 1];
-      if (generation.finished || made !== guess[i]) break;
+      this.take(sequence, row, guesses[i]);
+      if (generation.finished || seen[seen.length - 1] !== guesses[i]?.id) break;
       accepted++;
     }
-    gauge.accepted(accepted);
+    gauge.tried(accepted, (this.clock() - startedAt) / plainMs - 1);
     return true;
   }
 
-  private take(sequence: Sequence, logits: Float32Array): void {
+  private take(sequence: Sequence, logits: Float32Array, guess?: Guess): void {
     if (sequence.left || sequence.signal?.aborted) return;
     try {
       const { generation, seen } = sequence;
-      const piece = generation.take(logits);
+      const piece = generation.take(logits, guess);
       if (seen !== generation.tokens) seen.push(generation.tokens[generation.tokens.length - 1]);
       this.counts.generatedTokens++;
       if (piece) this.say(sequence, piece);

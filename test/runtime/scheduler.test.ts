@@ -69,7 +69,8 @@ class FakeSession implements BatchSession {
 
 function setUp(options: Partial<SchedulerOptions> = {}) {
   const session = new FakeSession();
-  const scheduler = new Scheduler(session, { maxBatch: 4, maxWaiting: 100, ...options });
+  const clock = () => session.steps.length;
+  const scheduler = new Scheduler(session, { maxBatch: 4, maxWaiting: 100, clock, ...options });
   const ask = (prompt: readonly number[], generate: GenerateOptions = {}) => {
     const sampling = resolveSampling({ temperature: 0 }, {}, BYTE_VOCAB);
     const limits = { contextLength: 10_000 };
