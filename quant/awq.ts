@@ -8,8 +8,9 @@
 import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { type GridRule, searchGrid } from "./grid.ts";
+import { asFloat32 } from "./loss.ts";
 import { rtnMatrix } from "./rtn.ts";
-import type { GridSpec, InputStatistics, Matrix } from "./types.ts";
+import type { GridSpec, InputStatistics, Matrix, Moment } from "./types.ts";
 
 export interface FoldOptions {
   /** Exponents to try. */
@@ -52,7 +53,7 @@ export async function searchFold(
   const cols = source.length;
   const samples = matrices.map((matrix) => sampleOf(matrix, sampleRows));
   const diagonal = Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)]);
-  const H32 = new Float32Array(H);
+  const H32 = asFloat32(H);
   const lossWith = async (scales: Float64Array) => {
     const importance = diagonal.map((h, c) => h / scales[source[c]] ** 2);
     let loss = 0;
@@ -102,11 +103,11 @@ export function foldColumns({ rows, cols, data }: Matrix, source: Int32Array, sc
   return { rows, cols, data: out };
 }
 
-/** diag(1/t) H diag(1/t): the second moment of inputs divided by t; dXX scales alike. */
-export function foldedMoment(H: Float64Array, source: Int32Array, scales: Float64Array): Float64Array {
+/** diag(1/t) H diag(1/t): the second moment of inputs divided by t. */
+export function foldedMoment(H: Moment, source: Int32Array, scales: Float64Array): Float32Array {
   const cols = source.length;
   const inverse = Float64Array.from(source, (channel) => 1 / scales[channel]);
-  const out = new Float64Array(H.length);
+  const out = new Float32Array(H.length);
   for (let a = 0; a < cols; a++) {
     for (let b = 0; b < cols; b++) out[a * cols + b] = H[a * cols + b] * inverse[a] * inverse[b];
   }
@@ -143,7 +144,7 @@ function sampleOf({ rows, cols, data }: Matrix, count: number): Matrix {
   return { rows: count, cols, data: out };
 }
 
-function rootDiagonal(H: Float64Array, cols: number): Float64Array {
+function rootDiagonal(H: Moment, cols: number): Float64Array {
   return Float64Array.from({ length: cols }, (_, c) => Math.sqrt(H[c * (cols + 1)]));
 }
 
@@ -159,7 +160,7 @@ function columnRms(matrices: readonly Matrix[], cols: number): Float64Array {
 }
 
 /** (channels) root mean square over the columns that share a channel. */
-function channelMeans(values: Float64Array, source: Int32Array, channels: number): Float64Array {
+function channelMeans(values: ArrayLike<number>, source: Int32Array, channels: number): Float64Array {
   const sums = new Float64Array(channels);
   const counts = new Float64Array(channels);
   for (let c = 0; c < source.length; c++) {

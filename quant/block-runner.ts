@@ -26,7 +26,16 @@ export interface OpenBlock {
   weight(linear: string): { readonly shape: readonly number[]; readonly data: Float32Array };
   /** Runs one segment on one batch: reads and extends its activations. */
   run(segment: Segment, activations: Activations): Promise<void>;
+  /** Runs the whole block with the checkpoint's weights: its output, and of what segments make, what is `wanted`. */
+  runFloat(input: Tensor, wanted: readonly string[]): Promise<Activations>;
 }
+
+/** What the float prefix is compared by at each site: the stream after it, or its input where it feeds no stream alone. */
+export function floatName({ residual, tap }: Segment): string | undefined {
+  return residual?.after ?? tap;
+}
+
+const floatNames = (segments: readonly Segment[]) => segments.flatMap((segment) => floatName(segment) ?? []);
 
 export class BlockRunner {
   private readonly sessions = new Map<string, Promise<InferenceSession>>();
@@ -60,6 +69,15 @@ export class BlockRunner {
     const sessions = await Promise.all(
       segments.map(async ({ graph }) => (graph.nodes.length > 0 ? this.session(await toBytes(graph)) : undefined)),
     );
+    const float = { ...feeds };
+    const { graph, output } = block;
+    for (const name of floatNames(segments)) {
+      const value = graph.values.get(name);
+      if (value && !graph.outputs.some((other) => other.name === name)) graph.output(value);
+    }
+    let whole: Promise<InferenceSession> | undefined;
+    const mask = ({ dims: [batch, seq] }: Tensor) =>
+      new this.ort.Tensor("int64", new BigInt64Array(batch * seq).fill(1n), [batch, seq]);
     return {
       segments,
       sites: sites.map(({ linears }) => linears),
@@ -78,11 +96,18 @@ export class BlockRunner {
         for (const name of segment.reads) inputs[name] = activations.get(name)!;
         for (const name of segment.weights) inputs[name] = feeds[name];
         if (segment.graph.inputs.some(({ name }) => name === "attention_mask")) {
-          const [batch, seq] = [...activations.values()][0].dims;
-          inputs.attention_mask = new this.ort.Tensor("int64", new BigInt64Array(batch * seq).fill(1n), [batch, seq]);
+          inputs.attention_mask = mask([...activations.values()][0]);
         }
         const results = await session.run(inputs);
         for (const name of segment.writes) activations.set(name, results[name] as Tensor);
+      },
+      runFloat: async (input, wanted) => {
+        whole ??= toBytes(graph).then((bytes) => this.session(bytes));
+        const inputs: Record<string, Tensor> = { ...float, [BlockRunner.input]: input };
+        if (graph.inputs.some(({ name }) => name === "attention_mask")) inputs.attention_mask = mask(input);
+        const made = [...new Set([output.name, ...wanted])].filter((name) => name !== BlockRunner.input);
+        const results = await (await whole).run(inputs, made);
+        return new Map([[BlockRunner.input, input], ...made.map((name) => [name, results[name] as Tensor] as const)]);
       },
     };
   }

@@ -1,67 +1,55 @@
 /** Second moments of what each linear sees, gathered while activations stream by in batches. */
 import { NibbleError } from "../src/errors.ts";
-import type { MatrixProducts } from "../src/tensor/linalg.ts";
+import type { GramSum, MatrixProducts } from "../src/tensor/linalg.ts";
 import type { Tokenizer } from "../src/tokenizer/tokenizer.ts";
 import type { InputStatistics } from "./types.ts";
 
-/** Sums XᵀX over batches: each batch in float32 (ONNX Runtime), the sum of batches in float64. */
+/** Sums over batches of XᵀX and, beside it, of FᵀX: what the float prefix has for the same tokens. */
 export class SecondMoment {
-  private readonly sum: Float64Array;
-  private readonly drift: Float64Array | undefined;
-  private readonly abs: Float64Array;
-  private residual: Float64Array | undefined;
+  private readonly gram: GramSum;
+  private cross: Float32Array | undefined;
   private tokens = 0;
+  private compared = 0;
 
   constructor(
     readonly cols: number,
     private readonly products: MatrixProducts,
-    withDrift = false,
   ) {
-    this.sum = new Float64Array(cols * cols);
-    this.abs = new Float64Array(cols);
-    this.drift = withDrift ? new Float64Array(cols * cols) : undefined;
+    this.gram = products.gramSum(cols);
   }
 
-  /**
-   * X (tokens, cols) from the quantized prefix; `float` the same tokens from the float one. `residual`: how far the
-   * quantized residual stream (tokens, rows) is from the float one.
-   */
-  async add(X: Float32Array, float?: Float32Array, residual?: Float32Array): Promise<void> {
-    const { cols, sum, abs, drift } = this;
+  /** X (tokens, cols) from the quantized prefix; F (tokens, features) goes with it where there is something to compare. */
+  async add(X: Float32Array, F?: Float32Array): Promise<void> {
+    const { cols } = this;
     const tokens = X.length / cols;
     if (tokens === 0) return; // an expert that no token of this batch was routed to
-    const XX = await this.products.gram(X, tokens, cols);
-    for (let i = 0; i < sum.length; i++) sum[i] += XX[i];
-    for (let at = 0; at < X.length; at += cols) {
-      for (let c = 0; c < cols; c++) abs[c] += Math.abs(X[at + c]);
-    }
-    // routed experts may see other tokens in the two prefixes; there is nothing to compare then
-    if (drift && float && float.length === X.length) {
-      const delta = new Float32Array(X.length);
-      for (let i = 0; i < delta.length; i++) delta[i] = float[i] - X[i];
-      const dXX = await this.products.f32(delta, X, { m: cols, k: tokens, n: cols, transA: true });
-      for (let i = 0; i < drift.length; i++) drift[i] += dXX[i];
-    }
-    if (residual && residual.length % tokens === 0) {
-      const rows = residual.length / tokens;
-      const dRX = await this.products.f32(residual, X, { m: rows, k: tokens, n: cols, transA: true });
-      this.residual ??= new Float64Array(rows * cols);
-      for (let i = 0; i < dRX.length; i++) this.residual[i] += dRX[i];
-    }
+    await this.gram.add(X, tokens);
     this.tokens += tokens;
+    if (!F) return;
+    const features = F.length / tokens;
+    const shape = { m: features, k: tokens, n: cols, transA: true };
+    this.cross = await this.products.f32(F, X, shape, this.cross);
+    this.compared += tokens;
   }
 
-  statistics(): InputStatistics {
-    const { tokens } = this;
-    const mean = (sums: Float64Array) => sums.map((x) => x / Math.max(1, tokens));
+  statistics(): InputStatistics & { readonly FX?: Float32Array } {
+    const { tokens, cross } = this;
+    const { XX, abs } = this.gram.total();
     return {
       tokens,
-      H: mean(this.sum),
-      meanAbs: mean(this.abs),
-      dXX: this.drift && mean(this.drift),
-      dRX: this.residual && mean(this.residual),
+      H: divide(XX, tokens),
+      meanAbs: divide(abs, tokens),
+      // part of the tokens compared would be another mean than that of H
+      FX: cross && this.compared === tokens ? divide(cross, tokens) : undefined,
     };
   }
+}
+
+/** In place. */
+function divide(sums: Float32Array, count: number): Float32Array {
+  const share = 1 / Math.max(1, count);
+  for (let i = 0; i < sums.length; i++) sums[i] *= share;
+  return sums;
 }
 
 export interface CalibrationText {

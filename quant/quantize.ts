@@ -9,6 +9,7 @@
  * Memory holds one block's weights and the windows' activations at the cut, whatever the model's size.
  */
 
+import type { Tensor } from "onnxruntime-common";
 import type { ScalingGroup } from "../src/arch/architecture.ts";
 import type { Model } from "../src/arch/index.ts";
 import { floatWeights } from "../src/arch/weights.ts";
@@ -19,14 +20,14 @@ import type { OnProgress } from "../src/progress.ts";
 import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { type Fold, foldColumns, foldedMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
-import { type Activations, BlockRunner, type OpenBlock } from "./block-runner.ts";
+import { type Activations, BlockRunner, floatName, type OpenBlock } from "./block-runner.ts";
 import { SecondMoment } from "./calibrate.ts";
-import { gptqMatrix } from "./gptq.ts";
+import { gptqRows } from "./gptq.ts";
 import { rangeRule, searchGrid } from "./grid.ts";
 import { quantizeHead } from "./head.ts";
 import { hqqMatrix } from "./hqq.ts";
 import { LearnedBlocks } from "./learned-blocks.ts";
-import { rowLosses, rowPowers } from "./loss.ts";
+import { asFloat32, rowLosses, rowPowers } from "./loss.ts";
 import { pruneMatrices } from "./prune.ts";
 import { QuantizedModel } from "./quantized-model.ts";
 import type { Recipe } from "./recipes.ts";
@@ -96,8 +97,8 @@ class BlockWalk {
     const { layers } = model.config;
     const result = new QuantizedModel(model, recipe);
     let hidden = this.calibrated ? await this.embed() : [];
-    // the float prefix, where GPTAQ compares with it
-    let float = this.calibrated && recipe.asymmetry > 0 ? hidden.map((batch) => new Map(batch)) : undefined;
+    // the float prefix's hidden states, where GPTAQ compares with them
+    let float = this.calibrated && recipe.asymmetry > 0 ? hidden.map(inputOf) : undefined;
     const learned =
       recipe.learned && this.calibrated ? new LearnedBlocks(tools.ort, model, recipe.learned, hidden) : undefined;
     for (let layer = 0; layer < layers; layer++) {
@@ -105,30 +106,43 @@ class BlockWalk {
       tools.onProgress?.({ stage: `quantize layer ${layer}`, done: layer, total: layers, unit: "layers" });
       const stored = await tools.store?.get(layerKey(layer));
       const block = await this.runner.open(layer);
-      const reference = float && (await this.runner.open(layer));
-      const sites = new SiteWalk(this.model, layer, block, reference, this.recipe, this.tools);
+      const aims = float && (await this.runFloat(block, float, !stored));
+      const sites = new SiteWalk(this.model, layer, block, this.recipe, this.tools);
       const inputs = learned?.inputs(hidden);
-      let record = stored ? decodeLayer(stored) : await sites.quantize(hidden, float);
+      let record = stored ? decodeLayer(stored) : await sites.quantize(hidden, aims);
       await learned?.advance(layer);
-      if (stored) await sites.replay(record, hidden, float);
+      if (stored) await sites.replay(record, hidden);
       else {
         if (learned && inputs) {
           record = await learned.improve(layer, record, inputs, tools.signal);
           hidden = inputs.map((input) => new Map([[BlockRunner.input, input]]));
-          await sites.replay(record, hidden, undefined);
+          await sites.replay(record, hidden);
         }
         await tools.store?.put(layerKey(layer), encodeLayer(record));
       }
       result.addLayer(record);
       if (this.calibrated) {
-        hidden = hidden.map((batch) => onlyOutput(batch, block));
-        float = float?.map((batch) => onlyOutput(batch, block));
+        hidden = hidden.map((batch) => new Map([[BlockRunner.input, batch.get(outputOf(block))!]]));
+        float = aims?.map((batch) => batch.get(outputOf(block))!);
       }
     }
     await learned?.dispose();
     if (recipe.head) result.addHead(await quantizeHead(model, recipe, recipe.head, hidden, tools));
     tools.onProgress?.({ stage: "quantize", done: layers, total: layers, unit: "layers" });
     return result;
+  }
+
+  /** The block in float: its output and, for quantizing, what its sites aim at. */
+  private async runFloat(block: OpenBlock, inputs: readonly Tensor[], quantizing: boolean): Promise<Activations[]> {
+    const wanted = quantizing ? block.segments.flatMap((segment) => floatName(segment) ?? []) : [];
+    const results: Activations[] = [];
+    for (const input of inputs) {
+      this.tools.signal?.throwIfAborted();
+      const started = performance.now();
+      results.push(await block.runFloat(input, wanted));
+      this.tools.onTime?.("forward", performance.now() - started);
+    }
+    return results;
   }
 
   /** Hidden states before the first block, in batches of whole windows. */
@@ -158,10 +172,10 @@ class BlockWalk {
 
 const layerKey = (layer: number) => `layer-${layer}.bin`;
 
-function onlyOutput(batch: Activations, block: OpenBlock): Activations {
-  const [output] = block.segments.at(-1)!.writes;
-  return new Map([[BlockRunner.input, batch.get(output)!]]);
-}
+const inputOf = (batch: Activations) => batch.get(BlockRunner.input)!;
+const outputOf = (block: OpenBlock) => block.segments.at(-1)!.writes[0];
+
+type Gathered = ReturnType<SecondMoment["statistics"]>;
 
 /** The sites of one block, one after the other. */
 class SiteWalk {
@@ -172,44 +186,39 @@ class SiteWalk {
     private readonly model: Model,
     layer: number,
     private readonly block: OpenBlock,
-    private readonly reference: OpenBlock | undefined,
     private readonly recipe: Recipe,
     private readonly tools: QuantizeTools,
   ) {
     this.groups = model.arch.scalingGroups(layer, model.config);
   }
 
-  async quantize(batches: readonly Activations[], float: readonly Activations[] | undefined): Promise<LayerRecord> {
+  /** `aims`: what the float prefix makes of the same batches. */
+  async quantize(batches: readonly Activations[], aims: readonly Activations[] | undefined): Promise<LayerRecord> {
     const { block, recipe } = this;
     for (const [index, linears] of block.sites.entries()) {
       this.tools.signal?.throwIfAborted();
-      const statistics = recipe.windows > 0 ? await this.gather(index, batches, float) : undefined;
-      await this.quantizeSite(linears, statistics);
+      const gathered = recipe.windows > 0 ? await this.gather(index, batches, aims) : undefined;
+      await this.quantizeSite(index, linears, gathered);
     }
-    if (recipe.windows > 0) await this.runSegment(block.sites.length, batches, float);
+    if (recipe.windows > 0) await this.runSegment(block.sites.length, batches);
     return this.record;
   }
 
   /** Computes what a layer quantized earlier gives for the windows. */
-  async replay(
-    record: LayerRecord,
-    batches: readonly Activations[],
-    float: readonly Activations[] | undefined,
-  ): Promise<void> {
+  async replay(record: LayerRecord, batches: readonly Activations[]): Promise<void> {
     if (this.recipe.windows === 0) return;
     for (const [linear, entry] of record.linears) this.block.setWeight(`${linear}.weight`, effectiveValues(entry));
     for (const linear of this.block.sites.flat()) {
       const pruned = record.floats.get(`${linear}.weight`);
       if (pruned) this.block.setWeight(`${linear}.weight`, pruned);
     }
-    for (let index = 0; index <= this.block.sites.length; index++) await this.runSegment(index, batches, float);
+    for (let index = 0; index <= this.block.sites.length; index++) await this.runSegment(index, batches);
   }
 
   private async runSegment(
     index: number,
     batches: readonly Activations[],
-    float: readonly Activations[] | undefined,
-    each?: (batch: Activations, float: Activations | undefined) => Promise<void>,
+    each?: (batch: Activations, i: number) => Promise<void>,
   ): Promise<void> {
     const segment = this.block.segments[index];
     const later = new Set(this.block.segments.slice(index + 1).flatMap((next) => next.reads));
@@ -217,37 +226,41 @@ class SiteWalk {
       this.tools.signal?.throwIfAborted();
       const started = performance.now();
       await this.block.run(segment, batch);
-      if (this.reference && float) await this.reference.run(this.reference.segments[index], float[i]);
       this.tools.onTime?.("forward", performance.now() - started);
-      await each?.(batch, float?.[i]);
-      for (const state of [batch, float?.[i]]) {
-        for (const name of state?.keys() ?? []) {
-          if (!later.has(name) && !(segment.tap === undefined && segment.writes.includes(name))) state?.delete(name);
-        }
+      await each?.(batch, i);
+      for (const name of batch.keys()) {
+        if (!later.has(name) && !(segment.tap === undefined && segment.writes.includes(name))) batch.delete(name);
       }
     }
   }
 
-  /** Runs up to a site's input and takes its second moment. */
+  /** Runs up to a site's input and takes its second moment, and its product with what the float prefix has there. */
   private async gather(
     index: number,
     batches: readonly Activations[],
-    float: readonly Activations[] | undefined,
-  ): Promise<InputStatistics> {
-    const { residual } = this.block.segments[index];
-    const tap = this.block.segments[index].tap!;
+    aims: readonly Activations[] | undefined,
+  ): Promise<Gathered> {
+    const segment = this.block.segments[index];
+    const { residual } = segment;
+    const wanted = floatName(segment)!;
     const cols = this.block.weight(this.block.sites[index][0]).shape[1];
-    const moment = new SecondMoment(cols, this.tools.products, float !== undefined);
-    await this.runSegment(index, batches, float, async (batch, reference) => {
+    const moment = new SecondMoment(cols, this.tools.products);
+    const later = this.block.segments.slice(index + 1).flatMap((next) => floatName(next) ?? []);
+    const keep = [...later, outputOf(this.block)].includes(wanted);
+    await this.runSegment(index, batches, async (batch, i) => {
       const started = performance.now();
-      const behind = reference && residual && difference(floatsOf(reference, residual), floatsOf(batch, residual));
-      await moment.add(floatsOf(batch, tap), reference && floatsOf(reference, tap), behind || undefined);
+      const X = floatsOf(batch, segment.tap!);
+      const float = aims && floatsOf(aims[i], wanted);
+      if (!keep) aims?.[i].delete(wanted);
+      if (float && residual) await moment.add(X, difference(float, floatsOf(batch, residual.before)));
+      // routed experts may see other tokens in the two prefixes; there is nothing to compare then
+      else await moment.add(X, float?.length === X.length ? float : undefined);
       this.tools.onTime?.("moments", performance.now() - started);
     });
     return moment.statistics();
   }
 
-  private async quantizeSite(linears: readonly string[], gathered: InputStatistics | undefined): Promise<void> {
+  private async quantizeSite(index: number, linears: readonly string[], gathered: Gathered | undefined): Promise<void> {
     const { block, recipe, tools } = this;
     const unreached = gathered?.tokens === 0;
     const measured = unreached ? undefined : gathered;
@@ -267,28 +280,30 @@ class SiteWalk {
     let started = performance.now();
     const fold = recipe.fold && measured ? await this.fold(linears, matrices, spec, measured) : undefined;
     tools.onTime?.("fold", performance.now() - started);
+    started = performance.now();
+    // rows of one site share H and its factorization, so they are quantized as one matrix
+    const stacked = (all: readonly Matrix[]) =>
+      stackRows(fold ? all.map((m) => foldColumns(m, fold.source, fold.scales)) : all);
+    const dYX = measured && (await this.missing(index, stackRows(dense), measured));
     const statistics =
       fold && measured
         ? {
             ...measured,
             H: foldedMoment(measured.H, fold.source, fold.scales),
-            dXX: measured.dXX && foldedMoment(measured.dXX, fold.source, fold.scales),
-            dRX: measured.dRX && unfoldColumns(measured.dRX, fold.source, fold.scales),
+            dYX: dYX && unfoldColumns(dYX, fold.source, fold.scales),
           }
-        : measured;
-    started = performance.now();
-    // rows of one site share H and its factorization, so they are quantized as one matrix
-    const stacked = (all: readonly Matrix[]) =>
-      stackRows(fold ? all.map((m) => foldColumns(m, fold.source, fold.scales)) : all);
+        : measured && { ...measured, dYX };
     const whole = stacked(matrices);
-    const quantized = await quantizeMatrix(whole, spec, recipe, statistics, tools.products);
     const float = recipe.prune ? stacked(dense) : whole;
-    const errors = statistics && (await relativeErrors(float, quantized, matrices, statistics.H, tools.products));
+    const { matrix, losses } = await quantizeMatrix(whole, spec, recipe, statistics, tools.products);
+    const errors =
+      statistics &&
+      (await relativeErrors(float, matrix, recipe.prune ? undefined : losses, matrices, statistics, tools.products));
     let row = 0;
     for (const [i, linear] of linears.entries()) {
       const end = row + matrices[i].rows;
       const entry: LinearRecord = {
-        matrix: rowsOf(quantized, row, end),
+        matrix: rowsOf(matrix, row, end),
         columnScales: fold && Float64Array.from(fold.source, (channel) => fold.scales[channel]),
         rowScales: undefined,
         report: { relativeError: errors?.[i], foldExponent: fold?.exponent, ...(unreached && { unreached }) },
@@ -298,6 +313,18 @@ class SiteWalk {
       if (gathered) block.setWeight(`${linear}.weight`, effectiveValues(entry));
     }
     tools.onTime?.("round", performance.now() - started);
+  }
+
+  /** (rows, cols) how far the float prefix's outputs W F are from W X, or F from the stream with W X added: times Xᵀ. */
+  private async missing(index: number, W: Matrix, { H, FX }: Gathered): Promise<Float32Array | undefined> {
+    if (!FX) return undefined;
+    const { products } = this.tools;
+    const shape = { m: W.rows, k: W.cols, n: W.cols };
+    const residual = this.block.segments[index].residual !== undefined;
+    const wanted = residual ? FX : await products.f32(W.data, FX, shape);
+    const WH = await products.f32(W.data, asFloat32(H), shape);
+    for (let i = 0; i < WH.length; i++) WH[i] = wanted[i] - WH[i];
+    return WH;
   }
 
   /** Searches the site's fold and applies its other half to what makes the input. */
@@ -365,41 +392,42 @@ export function specOf(
   return { bits, groupSize: groupSize === "row" ? cols : groupSize, symmetric, scaleBits, roundScale: roundScaleToF16 };
 }
 
-/** One matrix by the recipe's way of rounding. */
+/** One matrix by the recipe's way of rounding; `losses` (rows), where the method knows them, are those of gptq.ts. */
 export async function quantizeMatrix(
   matrix: Matrix,
   spec: GridSpec,
   recipe: Pick<Recipe, "rounding" | "searchGrid" | "damping" | "asymmetry" | "refits" | "prune">,
   statistics: InputStatistics | undefined,
   products: MatrixProducts,
-): Promise<QuantizedMatrix> {
+): Promise<{ readonly matrix: QuantizedMatrix; readonly losses?: Float64Array }> {
   const rule = recipe.searchGrid ? searchGrid : rangeRule(spec);
-  if (recipe.rounding === "hqq") return hqqMatrix(matrix, spec);
+  if (recipe.rounding === "hqq") return { matrix: hqqMatrix(matrix, spec) };
   if (recipe.rounding === "gptq" && statistics) {
     const { damping, asymmetry, refits } = recipe;
     const keepZeros = recipe.prune !== undefined;
-    return gptqMatrix(matrix, spec, statistics, products, { damping, asymmetry, refits, rule, keepZeros });
+    return gptqRows(matrix, spec, statistics, products, { damping, asymmetry, refits, rule, keepZeros });
   }
   const { cols } = matrix;
   const importance = statistics && Float64Array.from({ length: cols }, (_, c) => statistics.H[c * (cols + 1)]);
-  return rtnMatrix(matrix, spec, rule, importance);
+  return { matrix: rtnMatrix(matrix, spec, rule, importance) };
 }
 
 /** Each matrix's mean squared output error over its mean squared output; the matrices are stacked in `whole`. */
 async function relativeErrors(
   whole: Matrix,
   quantized: QuantizedMatrix,
+  known: Float64Array | undefined,
   matrices: readonly Matrix[],
-  H: Float64Array,
+  { H }: InputStatistics,
   products: MatrixProducts,
 ): Promise<number[]> {
-  const losses = await rowLosses(whole, quantized, H, products);
+  const losses = known ?? (await rowLosses(whole, quantized, H, products));
   const powers = await rowPowers(whole, H, products);
   let row = 0;
   return matrices.map(({ rows }) => {
     const sum = (values: Float64Array) => values.subarray(row, row + rows).reduce((total, value) => total + value, 0);
     const power = sum(powers);
-    const relative = power > 0 ? sum(losses) / power : 0;
+    const relative = power > 0 ? Math.max(0, sum(losses)) / power : 0;
     row += rows;
     return relative;
   });

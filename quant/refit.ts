@@ -7,10 +7,10 @@
  */
 import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { groupCount, type QuantizedMatrix } from "../src/tensor/quantized.ts";
-import { rowLosses } from "./loss.ts";
+import { asFloat32, rowLosses } from "./loss.ts";
 import { betterRows } from "./rows.ts";
 import { nearestScale } from "./scale-grid.ts";
-import type { Matrix, RoundScale } from "./types.ts";
+import type { Matrix, Moment, RoundScale } from "./types.ts";
 
 /** Added to M's diagonal as a fraction of its mean: a group whose codes are all zero has no scale of its own. */
 const RIDGE = 1e-6;
@@ -18,7 +18,7 @@ const RIDGE = 1e-6;
 export async function refitScales(
   W: Matrix,
   quantized: QuantizedMatrix,
-  H: Float64Array,
+  H: Moment,
   products: MatrixProducts,
   roundScale: RoundScale,
 ): Promise<QuantizedMatrix> {
@@ -32,7 +32,7 @@ export async function refitScales(
       Q[row * cols + col] = codes[row * cols + col] - (zeros ? zeros[group] : 2 ** (bits - 1));
     }
   }
-  const H32 = new Float32Array(H);
+  const H32 = asFloat32(H);
   const WH = await products.f32(W.data, H32, { m: rows, k: cols, n: cols });
   const M = new Float64Array(rows * groups * groups);
   const b = new Float64Array(rows * groups);

@@ -19,12 +19,20 @@ export interface Segment {
   readonly weights: readonly string[];
   /** The input of the site that this segment ends at; undefined for the last one. */
   readonly tap: string | undefined;
-  /** The activation that the site's only linear is added to, where it is: the residual stream. */
-  readonly residual: string | undefined;
+  /** Where the site's only linear is added to something made before, the residual stream: that, and the sum. */
+  readonly residual: Residual | undefined;
 }
 
-/** Operators whose first two inputs are added. */
-const SUMS = new Set(["Add", "SkipSimplifiedLayerNormalization"]);
+export interface Residual {
+  readonly before: string;
+  readonly after: string;
+}
+
+/** Operators whose first two inputs are added, and which output is the sum. */
+const SUMS = new Map([
+  ["Add", 0],
+  ["SkipSimplifiedLayerNormalization", 3],
+]);
 
 /** `block` was made with `weightInputName`; its first input is `hidden_states`. */
 export function cutAtSites({ graph, builder, input, output }: BlockGraph): Segment[] {
@@ -83,7 +91,7 @@ export function cutAtSites({ graph, builder, input, output }: BlockGraph): Segme
   });
 
   /** Follows a site's one product through its bias to the sum with something computed before. */
-  const residualOf = (index: number): string | undefined => {
+  const residualOf = (index: number): Residual | undefined => {
     if (sites[index]?.linears.length !== 1) return undefined;
     const weight = [...siteOfWeight].find(
       ([name, site]) => site === index && builder.weightInputs.get(name)?.tensor.endsWith(".weight"),
@@ -91,10 +99,13 @@ export function cutAtSites({ graph, builder, input, output }: BlockGraph): Segme
     let made = graph.nodes.find((node) => weight !== undefined && node.inputs.includes(weight))?.outputs[0];
     while (made !== undefined) {
       const users = graph.nodes.filter((node) => node.inputs.includes(made!));
-      if (users.length !== 1 || !SUMS.has(users[0].opType)) return undefined;
+      const sum = SUMS.get(users[0]?.opType);
+      if (users.length !== 1 || sum === undefined) return undefined;
       const other = users[0].inputs[0] === made ? users[0].inputs[1] : users[0].inputs[0];
-      if (!siteOfWeight.has(other)) return (segmentOf.get(other) ?? index + 1) <= index ? other : undefined;
-      made = users[0].outputs[0];
+      made = users[0].outputs[sum] || undefined;
+      if (siteOfWeight.has(other)) continue; // a bias
+      const isBefore = (segmentOf.get(other) ?? index + 1) <= index;
+      return made !== undefined && isBefore ? { before: other, after: made } : undefined;
     }
     return undefined;
   };

@@ -7,7 +7,7 @@
  *   E (cols, rows)   each pruned weight divided by U[c, c]
  * Columns keep their order, so that m neighbours are neighbours in the file.
  */
-import { inverseCholeskyUpper, type MatrixProducts } from "../src/tensor/linalg.ts";
+import { inverseCholeskyInPlace, type MatrixProducts } from "../src/tensor/linalg.ts";
 import { rowErrors } from "./loss.ts";
 import { markLowest, markPattern, type Sparsity } from "./sparsity.ts";
 import type { InputStatistics, Matrix } from "./types.ts";
@@ -31,9 +31,9 @@ export async function sparseGptMatrix(
   let trace = 0;
   for (let c = 0; c < cols; c++) trace += H[c * (cols + 1)];
   if (trace === 0) return byScore; // no input ever reached this matrix
-  const damped = H.slice();
+  const damped = Float64Array.from(H);
   for (let c = 0; c < cols; c++) damped[c * (cols + 1)] += (DAMPING * trace) / cols;
-  const walked = await prune(W, sparsity, await inverseCholeskyUpper(damped, cols, products), products);
+  const walked = await prune(W, sparsity, await inverseCholeskyInPlace(damped, cols, products), products);
   const lossOf = async (pruned: Matrix) =>
     (await rowErrors(W, pruned.data, H, products)).reduce((sum, loss) => sum + loss, 0);
   return (await lossOf(walked)) <= (await lossOf(byScore)) ? walked : byScore;

@@ -28,17 +28,18 @@ export interface Matrix {
 export interface InputStatistics {
   readonly tokens: number;
   /** (cols, cols) XᵀX / tokens. */
-  readonly H: Float64Array;
+  readonly H: Moment;
   /** (cols) mean |X|, AWQ's measure of how much a channel carries. */
-  readonly meanAbs?: Float64Array;
-  /** (cols, cols) (X_float - X)ᵀ X / tokens, X_float from the unquantized prefix: GPTAQ's asymmetric term. */
-  readonly dXX?: Float64Array;
+  readonly meanAbs?: ArrayLike<number>;
   /**
-   * (rows, cols) (R_float - R)ᵀ X / tokens, R the residual stream that the linear's output is added to: what earlier
-   * layers left undone and these inputs can make good.
+   * (rows, cols) (Y_float - W X) Xᵀ / tokens, Y_float what the unquantized prefix would make of the same tokens here:
+   * what earlier layers left undone and these inputs can make good.
    */
-  readonly dRX?: Float64Array;
+  readonly dYX?: Float32Array;
 }
+
+/** A second moment of activations: float32 products summed up in float32. */
+export type Moment = Float32Array | Float64Array;
 
 /** Scales as 32-bit floats. */
 export const roundScaleToF32: RoundScale = Math.fround;

@@ -1,17 +1,24 @@
 /**
- * Linear algebra for quantizers, in float64: the upper Cholesky factor of an inverse, blocked so that the cubic part is
- * matrix products, which a `MatrixProducts` (ONNX Runtime, 65 GFLOPS in float64 against 1 for plain JavaScript) computes.
+ * Linear algebra for quantizers, in float64: the upper Cholesky factor of an inverse, by halves so that the cubic part is
+ * large matrix products, which a `MatrixProducts` (ONNX Runtime, 65 GFLOPS in float64 against 1 for plain JavaScript) computes.
  */
 import { NibbleError } from "../errors.ts";
 
 /** Plain products of row-major matrices. `transA`: `a` is stored (k, m); `transB`: `b` is stored (n, k). */
 export interface MatrixProducts {
-  /** (m, n) = op(a) op(b) */
-  f32(a: Float32Array, b: Float32Array, shape: ProductShape): Promise<Float32Array>;
+  /** (m, n) = op(a) op(b), plus `add` (m, n) where it is given. */
+  f32(a: Float32Array, b: Float32Array, shape: ProductShape, add?: Float32Array): Promise<Float32Array>;
   f64(a: Float64Array, b: Float64Array, shape: ProductShape): Promise<Float64Array>;
-  /** XᵀX (n, n) of X (m, n): symmetric, so about half of the work of a product. */
-  gram(x: Float32Array, m: number, n: number): Promise<Float32Array>;
+  /** A running XᵀX (n, n) of batches X (m, n): symmetric, so about half of the work of a product. */
+  gramSum(n: number): GramSum;
   dispose(): Promise<void>;
+}
+
+export interface GramSum {
+  /** X (m, n) */
+  add(X: Float32Array, m: number): Promise<void>;
+  /** XᵀX (n, n) and the column sums of |X| (n) over all batches; call once, at the end. */
+  total(): { readonly XX: Float32Array; readonly abs: Float32Array };
 }
 
 export interface ProductShape {
@@ -24,17 +31,28 @@ export interface ProductShape {
 
 /** Products in plain JavaScript: for tests and for matrices too small to be worth a call. */
 export const plainProducts: MatrixProducts = {
-  f32: async (a, b, shape) => multiply(a, b, new Float32Array(shape.m * shape.n), shape),
+  f32: async (a, b, shape, add) => multiply(a, b, add?.slice() ?? new Float32Array(shape.m * shape.n), shape),
   f64: async (a, b, shape) => multiply(a, b, new Float64Array(shape.m * shape.n), shape),
-  gram: async (x, m, n) => multiply(x, x, new Float32Array(n * n), { m: n, k: m, n, transA: true }),
+  gramSum(n) {
+    const XX = new Float32Array(n * n);
+    const abs = new Float32Array(n);
+    return {
+      async add(X, m) {
+        multiply(X, X, XX, { m: n, k: m, n, transA: true });
+        for (let i = 0; i < X.length; i++) abs[i % n] += Math.abs(X[i]);
+      },
+      total: () => ({ XX, abs }),
+    };
+  },
   dispose: async () => {},
 };
 
+/** Adds the product to `out`. */
 function multiply<T extends Float32Array | Float64Array>(a: T, b: T, out: T, shape: ProductShape): T {
   const { m, k, n, transA = false, transB = false } = shape;
   const sums = new Float64Array(n);
   for (let i = 0; i < m; i++) {
-    sums.fill(0);
+    sums.set(out.subarray(i * n, (i + 1) * n));
     for (let p = 0; p < k; p++) {
       const left = transA ? a[p * m + i] : a[i * k + p];
       if (left === 0) continue;
@@ -46,104 +64,107 @@ function multiply<T extends Float32Array | Float64Array>(a: T, b: T, out: T, sha
   return out;
 }
 
-/** Columns of one panel: its own work is quadratic in this and stays in JavaScript. */
-const PANEL = 64;
+/** Size from which a block is halved; below it plain loops are as fast as a call. */
+const LEAF = 64;
 
-/** Rows [r0, r1) and columns [c0, c1) of a square matrix as a matrix of its own. */
-function block(A: Float64Array, n: number, r0: number, r1: number, c0: number, c1: number): Float64Array {
-  const out = new Float64Array((r1 - r0) * (c1 - c0));
-  for (let r = r0; r < r1; r++) out.set(A.subarray(r * n + c0, r * n + c1), (r - r0) * (c1 - c0));
+/**
+ * A = L Lᵀ for a symmetric positive definite A (n, n); its lower triangle becomes L⁻¹. By halves (Elmroth and Gustavson
+ * 2000), so that all but the diagonal blocks of LEAF columns is products of large matrices:
+ *   X₁ = L₁₁⁻¹   L₂₁ = A₂₁ X₁ᵀ   X₂ = (A₂₂ - L₂₁ L₂₁ᵀ)'s   L⁻¹ = [X₁ 0; -X₂ L₂₁ X₁  X₂]
+ * Error `bad_weights` when A is not positive definite.
+ */
+export async function invertCholesky(A: Float64Array, n: number, products: MatrixProducts): Promise<void> {
+  const halve = async (start: number, end: number): Promise<void> => {
+    if (end - start <= LEAF) {
+      invertLeaf(A, n, start, end);
+      return;
+    }
+    const middle = start + LEAF * Math.ceil((end - start) / LEAF / 2);
+    const [h, r] = [middle - start, end - middle];
+    await halve(start, middle);
+    const X1 = lowerBlock(A, n, start, middle);
+    const A21 = new Float64Array(r * h);
+    for (let i = 0; i < r; i++) A21.set(A.subarray((middle + i) * n + start, (middle + i) * n + middle), i * h);
+    const L21 = await products.f64(A21, X1, { m: r, k: h, n: h, transB: true });
+    const square = await products.f64(L21, L21, { m: r, k: h, n: r, transB: true });
+    for (let i = 0; i < r; i++) {
+      const row = (middle + i) * n + middle;
+      for (let j = 0; j <= i; j++) A[row + j] -= square[i * r + j];
+    }
+    const below = await products.f64(L21, X1, { m: r, k: h, n: h });
+    await halve(middle, end);
+    const X21 = await products.f64(lowerBlock(A, n, middle, end), below, { m: r, k: r, n: h });
+    for (let i = 0; i < r; i++) {
+      const row = (middle + i) * n + start;
+      for (let j = 0; j < h; j++) A[row + j] = -X21[i * h + j];
+    }
+  };
+  await halve(0, n);
+}
+
+/** The lower triangle of a diagonal block as a matrix of its own, zeros above. */
+function lowerBlock(A: Float64Array, n: number, start: number, end: number): Float64Array {
+  const size = end - start;
+  const out = new Float64Array(size * size);
+  for (let i = 0; i < size; i++) {
+    out.set(A.subarray((start + i) * n + start, (start + i) * n + start + i + 1), i * size);
+  }
   return out;
 }
 
-/**
- * A = L Lᵀ for a symmetric positive definite A (n, n); returns L, lower triangular. Left-looking by panels
- * (Golub and Van Loan, 4.2.9). Error `bad_weights` when A is not positive definite.
- */
-export async function cholesky(A: Float64Array, n: number, products: MatrixProducts): Promise<Float64Array> {
-  const L = new Float64Array(n * n);
-  for (let start = 0; start < n; start += PANEL) {
-    const end = Math.min(n, start + PANEL);
-    const width = end - start;
-    const height = n - start;
-    // panel = A[start:, start:end] - L[start:, :start] L[start:end, :start]ᵀ
-    const panel = block(A, n, start, n, start, end);
-    if (start > 0) {
-      const below = block(L, n, start, n, 0, start);
-      const beside = below.subarray(0, width * start);
-      const done = await products.f64(below, beside, { m: height, k: start, n: width, transB: true });
-      for (let i = 0; i < panel.length; i++) panel[i] -= done[i];
-    }
-    for (let j = 0; j < width; j++) {
-      const jRow = j * width;
-      for (let i = j; i < height; i++) {
-        const iRow = i * width;
-        let sum = panel[iRow + j];
-        for (let p = 0; p < j; p++) sum -= panel[iRow + p] * panel[jRow + p];
-        if (i === j) {
-          if (!(sum > 0)) {
-            throw new NibbleError(
-              "bad_weights",
-              `Cholesky: pivot ${start + j} of ${n} is ${sum}; the matrix is not positive definite, raise the damping.`,
-            );
-          }
-          panel[iRow + j] = Math.sqrt(sum);
-        } else {
-          panel[iRow + j] = sum / panel[jRow + j];
-        }
+/** One diagonal block by plain loops (Golub and Van Loan, 4.2.5): its lower triangle becomes L, then L⁻¹. */
+function invertLeaf(A: Float64Array, n: number, start: number, end: number): void {
+  const size = end - start;
+  const L = lowerBlock(A, n, start, end);
+  for (let i = 0; i < size; i++) {
+    const iRow = i * size;
+    for (let j = 0; j <= i; j++) {
+      const jRow = j * size;
+      let sum = L[iRow + j];
+      for (let p = 0; p < j; p++) sum -= L[iRow + p] * L[jRow + p];
+      if (i !== j) L[iRow + j] = sum / L[jRow + j];
+      else if (sum > 0) L[iRow + j] = Math.sqrt(sum);
+      else {
+        throw new NibbleError(
+          "bad_weights",
+          `Cholesky: pivot ${start + j} of ${n} is ${sum}; the matrix is not positive definite, raise the damping.`,
+        );
       }
-    }
-    for (let i = 0; i < height; i++) {
-      const upTo = Math.min(width, i + 1);
-      for (let j = 0; j < upTo; j++) L[(start + i) * n + start + j] = panel[i * width + j];
     }
   }
-  return L;
-}
-
-/** The inverse of a lower triangular L (n, n), by block rows from the top. */
-export async function invertLower(L: Float64Array, n: number, products: MatrixProducts): Promise<Float64Array> {
-  const X = new Float64Array(n * n);
-  for (let start = 0; start < n; start += PANEL) {
-    const end = Math.min(n, start + PANEL);
-    const width = end - start;
-    // rows [start, end) of X: D⁻¹ (I - L[start:end, :start] X[:start, :start]), D the diagonal block
-    const right = new Float64Array(width * end);
-    if (start > 0) {
-      const left = block(L, n, start, end, 0, start);
-      const above = block(X, n, 0, start, 0, start);
-      const done = await products.f64(left, above, { m: width, k: start, n: start });
-      for (let r = 0; r < width; r++) {
-        for (let c = 0; c < start; c++) right[r * end + c] = -done[r * start + c];
-      }
+  const X = new Float64Array(size * size);
+  for (let i = 0; i < size; i++) {
+    const iRow = i * size;
+    const pivot = 1 / L[iRow + i];
+    for (let p = 0; p < i; p++) {
+      const factor = -L[iRow + p] * pivot;
+      const pRow = p * size;
+      for (let j = 0; j <= p; j++) X[iRow + j] += factor * X[pRow + j];
     }
-    for (let r = 0; r < width; r++) right[r * end + start + r] = 1;
-    for (let r = 0; r < width; r++) {
-      for (let p = 0; p < r; p++) {
-        const factor = L[(start + r) * n + start + p];
-        if (factor === 0) continue;
-        for (let c = 0; c < start + p + 1; c++) right[r * end + c] -= factor * right[p * end + c];
-      }
-      const pivot = L[(start + r) * n + start + r];
-      for (let c = 0; c < start + r + 1; c++) right[r * end + c] /= pivot;
-    }
-    for (let r = 0; r < width; r++) X.set(right.subarray(r * end, r * end + start + r + 1), (start + r) * n);
+    X[iRow + i] = pivot;
+    A.set(X.subarray(iRow, iRow + i + 1), (start + i) * n + start);
   }
-  return X;
 }
 
 /**
  * U upper triangular with A⁻¹ = Uᵀ U, the factor that GPTQ walks along. With J the reversal of order and
  * J A J = L Lᵀ, U = J L⁻¹ J: one factorization and one triangular inverse, a third of inverting A first.
+ * The result is A's own memory: A is gone.
  */
-export async function inverseCholeskyUpper(
+export async function inverseCholeskyInPlace(
   A: Float64Array,
   n: number,
   products: MatrixProducts,
 ): Promise<Float64Array> {
-  const reversed = A.slice().reverse(); // J A J of a row-major matrix is its elements backwards
-  const L = await cholesky(reversed, n, products);
-  return (await invertLower(L, n, products)).reverse();
+  A.reverse(); // J A J of a row-major matrix is its elements backwards
+  await invertCholesky(A, n, products);
+  for (let row = 0; row < n; row++) A.fill(0, row * n + row + 1, (row + 1) * n);
+  return A.reverse();
+}
+
+/** The same, A kept. */
+export function inverseCholeskyUpper(A: Float64Array, n: number, products: MatrixProducts): Promise<Float64Array> {
+  return inverseCholeskyInPlace(A.slice(), n, products);
 }
 
 /** A⁻¹ = Uᵀ U for a symmetric positive definite A. */

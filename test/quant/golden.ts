@@ -22,7 +22,7 @@ export function spec4(groupSize: number, symmetric: boolean): GridSpec {
 }
 
 /** Mean over rows of D H Dᵀ, D = W - Ŵ, in float64 and plain loops: the loss of the golden file. */
-export function lossOf(W: Matrix, values: ArrayLike<number>, H: Float64Array): number {
+export function lossOf(W: Matrix, values: ArrayLike<number>, H: ArrayLike<number>): number {
   const { rows, cols, data } = W;
   let sum = 0;
   for (let row = 0; row < rows; row++) {
@@ -37,6 +37,6 @@ export function lossOf(W: Matrix, values: ArrayLike<number>, H: Float64Array): n
   return sum / rows;
 }
 
-export function lossOfCodes(W: Matrix, quantized: QuantizedMatrix, H: Float64Array): number {
+export function lossOfCodes(W: Matrix, quantized: QuantizedMatrix, H: ArrayLike<number>): number {
   return lossOf(W, dequantize(quantized), H);
 }

@@ -28,18 +28,33 @@ describe("products through ONNX Runtime", () => {
         for (let i = 0; i < plain64.length; i++) expect(ours64[i]).toBeCloseTo(plain64[i], 12);
       });
 
+  test("a product is added to what there is", async () => {
+    const next = random(3);
+    const [a, b, add] = [normals(6 * 9, next), normals(9 * 4, next), normals(6 * 4, next)];
+    const shape = { m: 6, k: 9, n: 4 };
+    const ours = await products.f32(a, b, shape, add);
+    const alone = await plainProducts.f32(a, b, shape);
+    for (let i = 0; i < ours.length; i++) expect(ours[i]).toBeCloseTo(alone[i] + add[i], FLOAT32_DIGITS);
+  });
+
   for (const n of [30, 256, 301])
-    test(`XᵀX of ${n} columns is symmetric and equals the plain product`, async () => {
+    test(`XᵀX of ${n} columns over two batches is symmetric and equals the plain product`, async () => {
       const X = normals(40 * n, random(2));
-      const ours = await products.gram(X, 40, n);
-      const plain = await plainProducts.gram(X, 40, n);
+      const [ours, plain] = [products, plainProducts].map((by) => by.gramSum(n));
+      for (const sum of [ours, plain]) {
+        await sum.add(X.subarray(0, 15 * n), 15);
+        await sum.add(X.subarray(15 * n), 25);
+      }
+      const [{ XX, abs }, expected] = [ours.total(), plain.total()];
       let error = 0;
       let skew = 0;
-      for (let r = 0; r < n; r++)
+      for (let r = 0; r < n; r++) {
+        error = Math.max(error, Math.abs(abs[r] - expected.abs[r]));
         for (let c = 0; c <= r; c++) {
-          error = Math.max(error, Math.abs(ours[r * n + c] - plain[r * n + c]));
-          skew = Math.max(skew, Math.abs(ours[r * n + c] - ours[c * n + r]));
+          error = Math.max(error, Math.abs(XX[r * n + c] - expected.XX[r * n + c]));
+          skew = Math.max(skew, Math.abs(XX[r * n + c] - XX[c * n + r]));
         }
+      }
       expect(error).toBeLessThan(1e-4);
       expect(skew).toBe(0);
     });

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import * as ort from "onnxruntime-node";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { BlockRunner } from "../../quant/block-runner.ts";
+import { type Activations, BlockRunner, floatName } from "../../quant/block-runner.ts";
 import { ortProducts } from "../../quant/products.ts";
 import { type QuantizeTools, quantizeModel } from "../../quant/quantize.ts";
 import type { QuantizedModel } from "../../quant/quantized-model.ts";
@@ -56,6 +56,13 @@ function codesOf(quantized: QuantizedModel): Map<string, unknown> {
   return new Map([...quantized.matrices].map(([name, { codes, scales, zeros }]) => [name, { codes, scales, zeros }]));
 }
 
+const dataOf = (activations: Activations, name: string) => activations.get(name)!.data as Float32Array;
+
+function expectClose(a: Float32Array, b: Float32Array): void {
+  expect(a.length).toBe(b.length);
+  for (let i = 0; i < a.length; i++) if (!(Math.abs(a[i] - b[i]) < 5e-5)) expect(a[i]).toBeCloseTo(b[i], 4);
+}
+
 describe("a block cut at its sites", () => {
   test("computes what the whole block computes", async () => {
     const forward = new BlockForward(ort as Ort, model, floatWeights(checkpoint), SEQUENCE);
@@ -68,17 +75,25 @@ describe("a block cut at its sites", () => {
     expect(block.segments.length).toBe(5);
     // o and down are added to the residual stream
     expect(block.segments.map(({ residual }) => residual !== undefined)).toEqual([false, true, false, true, false]);
-    expect(block.segments[1].residual).toBe(BlockRunner.input);
+    expect(block.segments[1].residual?.before).toBe(BlockRunner.input);
     const { hiddenSize } = model.config;
     const input = new ort.Tensor("float32", data, [2, SEQUENCE, hiddenSize]);
     const activations = new Map([[BlockRunner.input, input as never]]);
-    for (const segment of block.segments) await block.run(segment, activations);
+    const wanted = block.segments.flatMap((segment) => floatName(segment) ?? []);
+    const float = await block.runFloat(input as never, wanted);
+    for (const segment of block.segments) {
+      await block.run(segment, activations);
+      // the streams are sums that the next segment makes, on its way to where it gives them out
+      for (const name of wanted.filter((each) => activations.has(each))) {
+        expectClose(dataOf(activations, name), dataOf(float, name));
+      }
+    }
     await forward.block(0, hidden);
     const [output] = block.segments.at(-1)!.writes;
-    const result = (activations.get(output) as unknown as { data: Float32Array }).data;
-    for (const [i, state] of hidden.entries()) {
-      for (let j = 0; j < state.length; j++) expect(result[i * state.length + j]).toBeCloseTo(state[j], 4);
-    }
+    const whole = new Float32Array(hidden.length * hidden[0].length);
+    for (const [i, state] of hidden.entries()) whole.set(state, i * state.length);
+    expectClose(dataOf(activations, output), whole);
+    expectClose(dataOf(float, output), whole);
     await runner.dispose();
     await forward.dispose();
   });
