@@ -16,7 +16,8 @@ export interface ModelSource {
   readonly sizeBytes: number;
   /** Where its files lie, absolute, for pages that run it themselves; left out, they are not offered. */
   readonly folder?: string;
-  load(): Promise<Engine>;
+  /** The registry does the queueing: an engine that refuses before `maxWaiting` requests wait would be stricter. */
+  load(limits: { readonly maxWaiting: number }): Promise<Engine>;
 }
 
 export interface RegistryOptions {
@@ -68,6 +69,8 @@ interface Entry {
 
 /** 8 requests decode together and 64 wait: about what one CPU can answer within a client's usual minute. */
 export const DEFAULT_QUEUE_LIMIT = 64;
+/** Requests that have a place may wait as well: for their prompt's turn, or, cut, for the end of the step. */
+const ALSO_WAITING = 256;
 
 export class ModelRegistry {
   private readonly entries = new Map<string, Entry>();
@@ -192,7 +195,7 @@ export class ModelRegistry {
       .then(async () => {
         await this.makeRoom(entry);
         const start = performance.now();
-        const engine = await entry.source.load();
+        const engine = await entry.source.load({ maxWaiting: this.queueLimit + ALSO_WAITING });
         entry.engine = engine;
         entry.failure = undefined;
         this.onEvent(`${entry.source.id}: loaded in ${Math.round(performance.now() - start)} ms`);

@@ -23,7 +23,12 @@ export async function expectedMemory(dir: string, flags: LoadFlags): Promise<Mem
 }
 
 /** Errors: `no_space` before anything is loaded, and the engine's own. */
-export async function openEngine(dir: string, flags: LoadFlags, { output, signal }: CommandContext): Promise<Engine> {
+export async function openEngine(
+  dir: string,
+  flags: LoadFlags,
+  { output, signal }: CommandContext,
+  maxWaiting?: number,
+): Promise<Engine> {
   output.note(`${dir}: ${describeMemory(await expectedMemory(dir, flags))}`);
   const { device, threads, binding, kv, kvPolicy, kvBudget, context, draft } = flags;
   const chatTemplate = flags.chatTemplate === undefined ? undefined : await readFile(flags.chatTemplate, "utf8");
@@ -37,6 +42,7 @@ export async function openEngine(dir: string, flags: LoadFlags, { output, signal
     context,
     chatTemplate,
     draft,
+    maxWaiting,
     signal,
   });
   output.note(`${engine.info.id}: ${engine.info.file} on ${engine.info.binding}`);

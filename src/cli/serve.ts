@@ -88,7 +88,7 @@ async function modelSource(dir: string, flags: ServeFlags, context: CommandConte
     created: Math.floor(info.mtimeMs / 1000),
     sizeBytes: memory.totalBytes,
     folder: resolve(dir),
-    load: () => openEngine(dir, flags, context),
+    load: ({ maxWaiting }) => openEngine(dir, flags, context, maxWaiting),
   };
 }
 
