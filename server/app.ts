@@ -2,7 +2,7 @@
  * The HTTP API over a registry of models, as one Hono app. It imports nothing of Node: `server/main.ts` puts it behind a
  * socket, a Service Worker behind a page's own `fetch`.
  */
-import { Hono } from "hono";
+import { type Context, Hono } from "hono";
 import { NibbleError } from "../src/errors.ts";
 import { type Metrics, type RequestLog, requestFacts, type ServerContext } from "./context.ts";
 import { errorBody } from "./error-shape.ts";
@@ -70,8 +70,11 @@ export function createApp(options: AppOptions): Hono {
   ];
   for (const route of routes) app.route("/", route(context));
   if (options.page) mountPage(app, options.page);
+  app.get("/", (c) => c.text("Nibble is running")); // without a page; some clients ask before they use a server
 
   app.notFound((c) => {
+    const allowed = methodsOf(app, c.req.path);
+    if (allowed.length > 0) return wrongMethod(c, allowed);
     const message = `Unknown request URL: ${c.req.method} ${c.req.path}. See /openapi.json.`;
     const error = toHttpError(new ApiError(404, "unknown_url", message, { code: "not_found" }));
     return c.json(errorBody(c.req.path, error), 404);
@@ -88,6 +91,23 @@ export function createApp(options: AppOptions): Hono {
     });
   });
   return app;
+}
+
+/** Methods of the routes at a path; the page's own, which takes any path, is not among them. */
+function methodsOf(app: Hono, path: string): string[] {
+  const matches = (pattern: string): boolean =>
+    pattern !== "*" && pattern !== "/*" && new RegExp(`^${pattern.replace(/:\w+(?:\{[^}]*\})?/g, ".+")}$`).test(path);
+  const found = app.routes.filter((route) => route.method !== "ALL" && matches(route.path));
+  return [...new Set(found.map(({ method }) => method))];
+}
+
+function wrongMethod(c: Context, methods: readonly string[]): Response {
+  const allow = [...methods, ...(methods.includes("GET") ? ["HEAD"] : []), "OPTIONS"].join(", ");
+  if (c.req.method === "OPTIONS") return c.body(null, 204, { Allow: allow });
+  const message = `Not allowed to ${c.req.method} on ${c.req.path}; it takes ${methods.join(" and ")}.`;
+  return c.json(errorBody(c.req.path, toHttpError(new ApiError(405, "method_not_supported", message))), 405, {
+    Allow: allow,
+  });
 }
 
 /** Everything but the page's files asks for a key. */

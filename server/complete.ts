@@ -51,12 +51,16 @@ export async function* complete(
   throw new NibbleError("engine", `${engine.info.id}: the stream ended without a last piece.`);
 }
 
-/** `scores` begins with the prompt's second token; a token that the server added is not the client's. */
+/**
+ * `scores` begins with the prompt's second token; a token that the server added is not the client's. The first token has
+ * no score, as OpenAI's has none: evaluation harnesses count on it. Who wants it sends ids that begin with the BOS token.
+ */
 function promptLogprobs(
   writer: LogprobsWriter,
   prompt: Prompt,
   scores: NonNullable<Parameters<LogprobsWriter["scored"]>[0]>,
 ): CompletionLogprobs {
-  if (prompt.added > 0) return writer.scored(scores.slice(prompt.added - 1));
-  return joinLogprobs([writer.unscored(prompt.ids[0]), writer.scored(scores)]);
+  const own = prompt.ids.slice(prompt.added);
+  if (own.length === 0) return writer.scored([]);
+  return joinLogprobs([writer.unscored(own[0]), writer.scored(scores.slice(prompt.added))]);
 }

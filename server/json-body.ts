@@ -1,4 +1,4 @@
-/** A request's JSON body, within named limits. The content type is not asked for: `curl -d` sends another one. */
+/** A request's JSON body, within named limits. `curl -d` sends JSON as a form, so a form is read as JSON too. */
 import type { Context } from "hono";
 import { ApiError } from "./openai/errors.ts";
 
@@ -13,7 +13,14 @@ export const defaultBodyLimits: BodyLimits = { maxBodyBytes: 16 * 1024 * 1024, m
 
 export type JsonObject = Record<string, unknown>;
 
+const JSON_TYPES = /^(application\/([\w.-]+\+)?json|text\/plain|application\/x-www-form-urlencoded)\s*(;|$)/i;
+
 export async function readJsonBody(c: Context, limits: BodyLimits): Promise<JsonObject> {
+  const type = c.req.header("content-type");
+  if (type !== undefined && !JSON_TYPES.test(type)) {
+    const message = `Unsupported content type '${type.slice(0, 64)}': send the body as application/json.`;
+    throw new ApiError(415, "unsupported_media_type", message);
+  }
   const declared = Number(c.req.header("content-length") ?? 0);
   if (declared > limits.maxBodyBytes) throw tooLarge(limits);
   const text = await readText(c.req.raw.body, limits);

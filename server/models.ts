@@ -204,7 +204,7 @@ export class ModelRegistry {
       .catch((error) => {
         entry.failure = error;
         this.onEvent(`${entry.source.id}: could not be loaded`, error);
-        throw error;
+        throw forClients(entry.source.id, error);
       })
       .finally(() => {
         entry.loading = undefined;
@@ -256,6 +256,13 @@ export class ModelRegistry {
     for (const entry of this.entries.values()) clearTimeout(entry.idleTimer);
     await Promise.all(Array.from(this.entries.values(), (entry) => this.unloadEntry(entry, "the server ends")));
   }
+}
+
+/** What a client's own request can cause too says what was wrong with it: of a load that would be the server's paths. */
+function forClients(id: string, error: unknown): unknown {
+  const ownWords = ["not_found", "bad_option", "unsupported", "context_length"];
+  if (error instanceof ApiError || !(error instanceof NibbleError) || !ownWords.includes(error.code)) return error;
+  return new ApiError(503, "model_not_loadable", `The model '${id}' could not be loaded.`, { code: "bad_file" });
 }
 
 function usedBytes({ engine, source }: Entry): number {

@@ -31,6 +31,8 @@ const shared = {
   format,
   options: options.nullish(),
   think,
+  /** 0 unloads; other times have no effect: the server's --idle-unload decides. */
+  keep_alive: z.union([z.string(), z.number()]).nullish(),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.int().min(0).max(20).nullish(),
 };

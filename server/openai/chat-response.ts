@@ -74,6 +74,11 @@ export function firstChunk(head: ResponseHead, index: number) {
   return chunk(head, index, { role: "assistant", content: null });
 }
 
+/** Where usage was asked for, every chunk has the field, and the last one a value. */
+export function withoutUsage<T extends object>(made: T): T & { usage: null } {
+  return { ...made, usage: null };
+}
+
 export function usageChunk(head: ResponseHead, usage: FinalUsage) {
   const { id, created, model, system_fingerprint } = head;
   return {

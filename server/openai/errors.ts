@@ -111,7 +111,7 @@ type Issue = core.$ZodIssue;
 
 /** The first issue, worded as OpenAI words it. */
 function fromZod(error: ZodError): ApiError {
-  const { issue, path } = deepest(error.issues[0], []);
+  const { issue, path } = deepest(named(error.issues[0]), []);
   const param = path.reduce<string>(
     (text, key) => (typeof key === "number" ? `${text}[${key}]` : text ? `${text}.${String(key)}` : String(key)),
     "",
@@ -131,11 +131,22 @@ function fromZod(error: ZodError): ApiError {
   );
 }
 
+/** A union of which no branch fits says "Invalid input": its branches say what would. */
+function named(issue: Issue): Issue {
+  if (issue.code !== "invalid_union" || issue.errors.length === 0) return issue;
+  const own = issue.errors.map(([first]) => first).filter((first) => first?.path.length === 0);
+  const types = own.filter((first) => first.code === "invalid_type");
+  if (own.length < issue.errors.length || types.length === 0 || types.length < own.length) return issue;
+  const received = /received (\w+)$/.exec(types[0].message)?.[1];
+  const expected = [...new Set(types.map((first) => (first as { expected: string }).expected))].join(" or ");
+  return { ...types[0], path: issue.path, message: `expected ${expected}, received ${received}` };
+}
+
 /** Of a union's branches, the one that got furthest. */
 function deepest(issue: Issue, above: PropertyKey[]): { issue: Issue; path: PropertyKey[] } {
   const path = [...above, ...issue.path];
   if (issue.code !== "invalid_union" || issue.errors.length === 0) return { issue, path };
-  const inner = issue.errors.filter((branch) => branch.length > 0).map((branch) => deepest(branch[0], path));
+  const inner = issue.errors.filter((branch) => branch.length > 0).map((branch) => deepest(named(branch[0]), path));
   const furthest = inner.reduce((best, next) => (next.path.length > best.path.length ? next : best), inner[0]);
-  return furthest && furthest.path.length > path.length ? furthest : { issue, path };
+  return furthest && furthest.path.length > path.length ? furthest : { issue: named(issue), path };
 }

@@ -33,11 +33,13 @@ export function toPrompts(input: PromptInput, tokenizer: Tokenizer, vocabSize: n
       const added = ids[0] === tokenizer.bosId && tokenizer.bosId !== undefined ? 1 : 0;
       return { ids, text: item, added };
     }
-    const wrong = item.find((id) => id >= vocabSize);
-    if (wrong !== undefined) {
-      const where = items.length === 1 ? param : `${param}[${index}]`;
-      throw badValue(where, `Invalid token id ${wrong} in '${where}': ids are 0 .. ${vocabSize - 1}.`);
-    }
+    requireIds(item, vocabSize, items.length === 1 ? param : `${param}[${index}]`);
     return { ids: item, text: tokenizer.decode(item, { skipSpecialTokens: false }), added: 0 };
   });
+}
+
+export function requireIds(ids: readonly number[], vocabSize: number, param: string): void {
+  const wrong = ids.find((id) => id >= vocabSize);
+  if (wrong === undefined) return;
+  throw badValue(param, `Invalid token id ${wrong} in '${param}': ids are 0 .. ${vocabSize - 1}.`);
 }

@@ -65,7 +65,7 @@ export const chatCompletionChunk = z.object({
       }),
     )
     .max(1),
-  usage: usage.optional(),
+  usage: usage.nullish(),
 });
 
 export const completionResponse = z.object({

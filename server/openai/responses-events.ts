@@ -54,7 +54,7 @@ export class ResponseBuilder {
       instructions: request.instructions ?? null,
       max_output_tokens: request.max_output_tokens ?? null,
       max_tool_calls: null,
-      metadata: {},
+      metadata: this.request.metadata ?? {},
       model: this.model,
       output: structuredClone(this.output),
       parallel_tool_calls: request.parallel_tool_calls ?? true,

@@ -37,6 +37,7 @@ export const responsesRequest = z.object({
   parallel_tool_calls: z.boolean().optional(),
   reasoning: z.looseObject({ effort: reasoningEffort.nullish() }).optional(),
   include: z.array(z.string()).optional(),
+  metadata: z.record(z.string(), z.string()).optional(),
 });
 export type ResponsesRequest = z.infer<typeof responsesRequest>;
 

@@ -12,6 +12,7 @@ import {
   toChunk,
   toCompletion,
   usageChunk,
+  withoutUsage,
 } from "../openai/chat-response.ts";
 import { type SseEvent, sseResponse } from "../sse.ts";
 
@@ -34,13 +35,15 @@ async function* chunks(running: RunningAnswers, head: ResponseHead, request: Cha
   const { tokenizer } = running.engine;
   const started = new Set<number>();
   const usages: FinalUsage[] = [];
+  const includeUsage = request.stream_options?.include_usage ?? false;
+  const sent = (made: object): SseEvent => json(includeUsage ? withoutUsage(made) : made);
   for await (const { index, item } of running.events) {
-    if (!started.has(index)) yield json(firstChunk(head, index));
+    if (!started.has(index)) yield sent(firstChunk(head, index));
     started.add(index);
     if (item.kind === "finish") usages.push(item.usage);
-    yield json(toChunk(head, index, item, tokenizer));
+    yield sent(toChunk(head, index, item, tokenizer));
   }
-  if (request.stream_options?.include_usage) yield json(usageChunk(head, addUsage(usages)));
+  if (includeUsage) yield json(usageChunk(head, addUsage(usages)));
   yield { data: "[DONE]" };
 }
 

@@ -15,7 +15,7 @@ import {
 } from "../context.ts";
 import { type FimPrompt, fimPrompt } from "../fim.ts";
 import { merge } from "../merge.ts";
-import { type ResponseHead, usageOut } from "../openai/chat-response.ts";
+import { type ResponseHead, usageOut, withoutUsage } from "../openai/chat-response.ts";
 import {
   type CompletionRequest,
   completionOptions,
@@ -141,7 +141,8 @@ async function* chunks(
   for await (const { index, item } of parts) {
     if (item.usage) usages.push(item.usage);
     const choice = { index, text: item.text, logprobs: item.logprobs ?? null, finish_reason: item.finish ?? null };
-    yield { data: JSON.stringify({ ...head, object: "text_completion", choices: [choice] }) };
+    const made = { ...head, object: "text_completion", choices: [choice] };
+    yield { data: JSON.stringify(includeUsage ? withoutUsage(made) : made) };
   }
   const usage = counted(usages);
   if (includeUsage) {

@@ -7,6 +7,7 @@ import type { Engine } from "../../src/runtime/engine.ts";
 import { describeToken, renderPrompt } from "../answer.ts";
 import { body, requestFacts, type ServerContext } from "../context.ts";
 import { parseChatRequest, toChatJob } from "../openai/chat-request.ts";
+import { requireIds } from "../openai/prompts.ts";
 
 export const tokenizeRequest = z.object({
   model: z.string().optional(),
@@ -36,7 +37,8 @@ export function tokens(context: ServerContext): Hono {
     })
     .post("/detokenize", async (c) => {
       const request = detokenizeRequest.parse(await body(c, context));
-      return withEngine(c, context, request.model, ({ tokenizer }) => {
+      return withEngine(c, context, request.model, ({ tokenizer, info }) => {
+        requireIds(request.tokens, info.vocabSize, "tokens");
         const content = tokenizer.decode(request.tokens, { skipSpecialTokens: false });
         return c.json({ content, prompt: content });
       });

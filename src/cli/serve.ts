@@ -50,7 +50,7 @@ export const serveCommand = withLoadFlags(
     const { output, onInterrupt } = context;
     const format = flags.logJson ? formatLogJson : formatLog;
     const server = await serve({
-      models: await Promise.all(dirs.map((dir) => modelSource(dir, flags, context))),
+      models: await modelSources(dirs, flags, context),
       port: flags.port,
       host: flags.host,
       apiKeys: await apiKeys(flags),
@@ -73,6 +73,27 @@ export const serveCommand = withLoadFlags(
     await server.closed;
   }),
 );
+
+/** One folder that cannot be read takes no other down: it is said here, and said again to who asks for that model. */
+async function modelSources(
+  dirs: readonly string[],
+  flags: ServeFlags,
+  context: CommandContext,
+): Promise<ModelSource[]> {
+  const found = await Promise.allSettled(dirs.map((dir) => modelSource(dir, flags, context)));
+  const failed = found.find((result) => result.status === "rejected");
+  if (failed && found.every(({ status }) => status === "rejected")) throw failed.reason;
+  return found.map((result, index) => {
+    if (result.status === "fulfilled") return result.value;
+    const dir = dirs[index];
+    context.output.note(
+      `${dir} cannot be served: ${result.reason instanceof Error ? result.reason.message : result.reason}`,
+    );
+    // read again when it is asked for: the folder may have been mended meanwhile
+    const load = async ({ maxWaiting }: { maxWaiting: number }) => openEngine(dir, flags, context, maxWaiting);
+    return { id: basename(resolve(dir)), created: 0, sizeBytes: 0, load };
+  });
+}
 
 async function modelSource(dir: string, flags: ServeFlags, context: CommandContext): Promise<ModelSource> {
   const info = await stat(join(dir, MANIFEST))

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
-import { cp, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -157,10 +157,11 @@ describe("a quantized model", () => {
     expect(stderr).toMatch(/context of 100000 tokens/);
   });
 
-  test("serve answers over HTTP, names its address, and ends on SIGINT", async () => {
-    const child = spawn(process.execPath, [repoPath("bin", "nibble.js"), "serve", "q4", "--port", "0", "--json"], {
-      cwd: folder,
-    });
+  test("serve answers over HTTP beside a broken model, names its address, and ends on SIGINT", async () => {
+    await mkdir(join(folder, "broken"), { recursive: true });
+    await writeFile(join(folder, "broken", "config.json"), "{");
+    const command = ["serve", "q4", "broken", "--port", "0", "--json"];
+    const child = spawn(process.execPath, [repoPath("bin", "nibble.js"), ...command], { cwd: folder });
     let stdout = "";
     const started = new Promise<{ api: string }>((resolve, reject) => {
       child.once("close", () => reject(new Error(`serve ended: ${stdout}`)));
@@ -176,6 +177,11 @@ describe("a quantized model", () => {
       body: JSON.stringify({ model: "q4", prompt: "Once upon a time", max_tokens: 8, temperature: 0 }),
     });
     expect(await response.json()).toMatchObject({ choices: [{ text: expect.stringMatching(/^, there was a/) }] });
+    const broken = await fetch(`${api}/completions`, {
+      method: "POST",
+      body: JSON.stringify({ model: "broken", prompt: "x" }),
+    });
+    expect([broken.status, (await broken.json()).error.type]).toEqual([503, "server_error"]);
     const ended = new Promise((resolve) => child.once("close", resolve));
     child.kill("SIGINT");
     expect(await ended).toBe(0);
