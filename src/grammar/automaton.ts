@@ -176,6 +176,20 @@ export function languageToNode(
   return ref(rules.get(start)!);
 }
 
+/** No text at all is in the language; where that would take too many states, false. */
+export function isEmptyLanguage(languages: Languages, start: Language): boolean {
+  const intervals = atoms(start);
+  const seen = new Set([start]);
+  for (const state of seen) {
+    if (state.nullable || seen.size > MAX_STATES) return false;
+    for (const [code] of intervals) {
+      const next = languages.deriveKnown(state, code);
+      if (next !== languages.none) seen.add(next);
+    }
+  }
+  return true;
+}
+
 /** Intervals of characters that no part of the expression tells apart. */
 function atoms(language: Language): [number, number][] {
   const starts = new Set([0]);

@@ -1,9 +1,10 @@
 /** Constrained decoding: a grammar and a tokenizer give, after every token, the set of tokens that may follow. */
 import { NibbleError } from "../errors.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { DistinctMachine } from "./distinct.ts";
 import { parseGrammar } from "./ebnf.ts";
 import { anyObject, schemaToGrammar } from "./json-schema.ts";
-import { DEAD, Machine } from "./machine.ts";
+import { type Automaton, DEAD, Machine } from "./machine.ts";
 import { literal, type Node, optional, seq } from "./nodes.ts";
 import { parseRegex } from "./regex.ts";
 import type { GrammarSpec, TokenConstraint } from "./spec.ts";
@@ -37,7 +38,7 @@ export function compileGrammar(spec: GrammarSpec, tokenizer: Tokenizer): Compile
   return {
     start() {
       if (machine.stateCount > RENEW_STATES) {
-        machine = new Machine(root);
+        machine = machineOf(root);
         masks = new Map();
       }
       return new GrammarConstraint(machine, masks, vocabulary);
@@ -72,11 +73,11 @@ export function checkGrammar(spec: GrammarSpec): void {
   machineOf(grammarNode(spec));
 }
 
-function machineOf(root: Node): Machine {
+function machineOf(root: Node): Automaton {
   const machine = new Machine(root);
   if (machine.start === DEAD)
     throw new NibbleError("bad_option", "The grammar matches nothing: no answer could satisfy it.");
-  return machine;
+  return machine.hasDistinct ? new DistinctMachine(machine) : machine;
 }
 
 /** A grammar as a node. */
@@ -97,11 +98,11 @@ export function grammarNode(spec: GrammarSpec): Node {
 
 class GrammarConstraint implements TokenConstraint {
   #state: number;
-  readonly #machine: Machine;
+  readonly #machine: Automaton;
   readonly #masks: Map<number, Uint32Array>;
   readonly #vocabulary: Vocabulary;
 
-  constructor(machine: Machine, masks: Map<number, Uint32Array>, vocabulary: Vocabulary) {
+  constructor(machine: Automaton, masks: Map<number, Uint32Array>, vocabulary: Vocabulary) {
     this.#machine = machine;
     this.#masks = masks;
     this.#vocabulary = vocabulary;

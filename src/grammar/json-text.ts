@@ -7,6 +7,7 @@ import {
   EMPTY,
   intersect,
   literal,
+  MAX_CODE_POINT,
   NEVER,
   type Node,
   optional,
@@ -98,8 +99,9 @@ function hexOtherThanD(b: number): boolean {
 }
 
 export const quoted = (content: Node): Node => seq(literal('"'), content, literal('"'));
-export const string = (min = 0, max = Number.POSITIVE_INFINITY): Node =>
-  quoted(max === 0 ? EMPTY : { kind: "repeat", item: anyCharacter, min, max, plain: true });
+const repeatPlain = (item: Node, min: number, max: number): Node =>
+  max === 0 ? EMPTY : { kind: "repeat", item, min, max, plain: true };
+export const string = (min = 0, max = Number.POSITIVE_INFINITY): Node => quoted(repeatPlain(anyCharacter, min, max));
 
 /** A key that is none of these: plain characters only, so that no escape can spell one of them. */
 export function keyOtherThan(names: readonly string[]): Node {
@@ -275,3 +277,30 @@ const member = seq(string(), colon, anyValue);
 export const object: Node = list("{", optional(seq(member, repeat(seq(comma, member), 0))), "}");
 export const array: Node = list("[", optional(seq(anyValue, repeat(seq(comma, anyValue), 0))), "]");
 valueRule.body = alt(object, array, string(), number, literal("true"), literal("false"), literal("null"));
+
+const minus = optional(literal("-"));
+/** Numbers in one spelling each: no exponent, no zeros that say nothing, no minus before zero. */
+export const plainInteger: Node = alt(literal("0"), seq(minus, digit1to9, repeat(digit, 0, 14)));
+export const plainNumber: Node = alt(
+  plainInteger,
+  seq(minus, alt(literal("0"), seq(digit1to9, repeat(digit, 0, 8))), literal("."), repeat(digit, 0, 5), digit1to9),
+);
+/** Without its quotes, each character in one spelling. */
+export const plainText = (min = 0, max = Number.POSITIVE_INFINITY): Node =>
+  repeatPlain(jsonCharacter([[0, MAX_CODE_POINT]]), min, max);
+/** Any scalar, each value in one spelling. */
+export const anyScalar: Node = alt(
+  quoted(plainText()),
+  plainNumber,
+  literal("true"),
+  literal("false"),
+  literal("null"),
+);
+
+const distinctOpen: Node = {
+  kind: "bytes",
+  set: Uint8Array.from({ length: 256 }, (_, b) => Number(b === 91)),
+  distinct: true,
+};
+/** An array no two of whose items are equal. */
+export const distinctList = (items: Node): Node => seq(distinctOpen, space, items, space, literal("]"));

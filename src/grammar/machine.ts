@@ -14,7 +14,20 @@ const END = 0; // the frame below the whole grammar
 /** Distinct states before a grammar is given up; a 20,000-token answer in a deep schema needs some thousands. */
 const MAX_STATES = 200_000;
 
-export class Machine {
+/** What masks are computed from: numbered states and their transitions by byte class. */
+export interface Automaton {
+  readonly start: number;
+  readonly classOf: Uint8Array;
+  readonly classes: number;
+  readonly transitions: Int32Array;
+  readonly stateCount: number;
+  accepts(state: number): boolean;
+  plainRun(state: number): number;
+  next(state: number, byte: number): number;
+  step(state: number, byteClass: number): number;
+}
+
+export class Machine implements Automaton {
   readonly start: number;
   /** Bytes that no terminal tells apart share a class. */
   readonly classOf = new Uint8Array(256);
@@ -78,6 +91,19 @@ export class Machine {
       most = Math.max(most, node.max - this.#frameAt[below] + 1); // the frame counts this character already
     }
     return most;
+  }
+
+  /** Some array of the grammar has to have distinct items. */
+  get hasDistinct(): boolean {
+    return this.#nodes.some((node) => node.kind === "bytes" && node.distinct);
+  }
+
+  /** The bracket that may come here opens one. */
+  opensDistinct(state: number): boolean {
+    return this.#states[state].some((frame) => {
+      const node = this.#nodes[this.#frameNode[frame]];
+      return node.kind === "bytes" && node.distinct;
+    });
   }
 
   next(state: number, byte: number): number {

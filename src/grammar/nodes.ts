@@ -1,7 +1,13 @@
 /** Grammars as trees over UTF-8 bytes: what schemas, patterns and EBNF become, and what machine.ts runs. */
 
 export type Node =
-  | { readonly kind: "bytes"; readonly set: Uint8Array } // one byte; set[b] is 1 where b is allowed
+  | {
+      readonly kind: "bytes";
+      /** One byte; set[b] is 1 where b is allowed. */
+      readonly set: Uint8Array;
+      /** It opens an array whose items differ (distinct.ts). */
+      readonly distinct?: boolean;
+    }
   | { readonly kind: "seq"; readonly items: readonly Node[] }
   | { readonly kind: "alt"; readonly items: readonly Node[] }
   | {

@@ -4,7 +4,7 @@
  * is refused by name.
  */
 import { NibbleError } from "../errors.ts";
-import { type Language, Languages, languageToNode } from "./automaton.ts";
+import { isEmptyLanguage, type Language, Languages, languageToNode } from "./automaton.ts";
 import {
   alt,
   chars,
@@ -65,7 +65,9 @@ export function parseRegex(
   { character = chars, minLength = 0, maxLength = Number.POSITIVE_INFINITY }: RegexOptions = {},
 ): Node {
   const parsed = new RegexParser(pattern, mode).parse();
-  if (!looks(parsed) && minLength === 0 && maxLength === Number.POSITIVE_INFINITY) return toNode(parsed, character);
+  const own = lengths(parsed);
+  const isWithin = own.min >= minLength && own.max <= maxLength;
+  if (!looks(parsed) && isWithin) return toNode(parsed, character);
   const languages = new Languages();
   const length = languages.loop(languages.chars(ANY), minLength, maxLength);
   const node = languageToNode(
@@ -80,10 +82,69 @@ export function parseRegex(
   );
 }
 
+/** Something that a text has to be, or not: a pattern's match, or one text. */
+export type TextRule =
+  | { readonly pattern: string; readonly mode: "search" | "whole"; readonly not?: boolean; readonly text?: undefined }
+  | { readonly text: string; readonly not: boolean; readonly pattern?: undefined; readonly mode?: undefined };
+
+function textLanguage(languages: Languages, rules: readonly TextRule[], min: number, max: number): Language {
+  const parts = rules.map((rule) => {
+    const part =
+      rule.pattern === undefined
+        ? Array.from(rule.text)
+            .map((char) => char.codePointAt(0)!)
+            .reduceRight((rest, code) => languages.cat(languages.chars([[code, code]]), rest), languages.empty)
+        : toLanguage(languages, new RegexParser(rule.pattern, rule.mode).parse(), languages.empty);
+    return rule.not ? languages.not(part) : part;
+  });
+  return languages.and(languages.loop(languages.chars(ANY), min, max), ...parts);
+}
+
+/** Texts that keep all of the rules, of min to max characters. */
+export function textsNode(
+  rules: readonly TextRule[],
+  min: number,
+  max: number,
+  character: (ranges: Ranges) => Node = chars,
+): Node {
+  const languages = new Languages();
+  const node = languageToNode(languages, textLanguage(languages, rules, min, max), character);
+  if (node !== undefined) return node;
+  const shown = rules.map(({ pattern, text }) => JSON.stringify(pattern ?? text)).join(" and ");
+  throw new NibbleError("unsupported", `${shown}: too large together.`);
+}
+
+/** No text keeps all of the rules. */
+export function isEmptyText(rules: readonly TextRule[]): boolean {
+  const languages = new Languages();
+  return isEmptyLanguage(languages, textLanguage(languages, rules, 0, Number.POSITIVE_INFINITY));
+}
+
 const looks = (pattern: Pattern): boolean =>
   pattern.kind === "look" ||
   (pattern.kind === "repeat" && looks(pattern.item)) ||
   ((pattern.kind === "seq" || pattern.kind === "alt") && pattern.items.some(looks));
+
+/** Characters of its texts, at least and at most; look-aheads could only narrow them. */
+function lengths(pattern: Pattern): { min: number; max: number } {
+  switch (pattern.kind) {
+    case "chars":
+      return { min: 1, max: 1 };
+    case "look":
+      return { min: 0, max: 0 };
+    case "repeat": {
+      const { min, max } = lengths(pattern.item);
+      return { min: min * pattern.min, max: max === 0 ? 0 : max * pattern.max };
+    }
+    case "seq":
+    case "alt": {
+      const all = pattern.items.map(lengths);
+      const [mins, maxs] = [all.map(({ min }) => min), all.map(({ max }) => max)];
+      if (pattern.kind === "alt") return { min: Math.min(...mins), max: Math.max(...maxs) };
+      return { min: mins.reduce((sum, n) => sum + n, 0), max: maxs.reduce((sum, n) => sum + n, 0) };
+    }
+  }
+}
 
 function toNode(pattern: Pattern, character: (ranges: Ranges) => Node): Node {
   switch (pattern.kind) {
@@ -130,6 +191,8 @@ type Place = "whole" | "ahead" | "group";
 class RegexParser {
   #at = 0;
   #depth = 0;
+  /** Nothing has been read of the text yet, and the match begins where it does. */
+  #atStart = false;
   readonly #source: string[];
   readonly #pattern: string;
   readonly #mode: "search" | "whole";
@@ -177,7 +240,9 @@ class RegexParser {
     // Before and after the match: anything, unless an anchor says otherwise. A look-ahead never says how the text ends.
     let start: Pattern = place === "whole" ? open : NOTHING;
     let end: Pattern = place === "whole" ? open : place === "ahead" ? ANY_TEXT : NOTHING;
-    if (place === "whole" && this.#take("^")) start = NOTHING;
+    if (place === "whole") this.#atStart = this.#take("^") || this.#mode === "whole";
+    if (place === "whole" && this.#atStart) start = NOTHING;
+    if (place === "ahead" && this.#atStart) this.#take("^"); // says what is so anyway
     while (this.#at < this.#source.length && !this.#peek("|") && !this.#peek(")")) {
       const next = this.#source[this.#at + 1];
       if (place !== "group" && this.#peek("$") && (next === undefined || next === "|" || next === ")")) {
@@ -185,7 +250,9 @@ class RegexParser {
         end = NOTHING;
         break;
       }
-      items.push(this.#quantified());
+      const item = this.#quantified();
+      if (place === "whole" && item.kind !== "look") this.#atStart = false;
+      items.push(item);
     }
     return { kind: "seq", items: [start, ...items, end] };
   }
@@ -205,14 +272,16 @@ class RegexParser {
       if (min > MAX_REPEAT || (max > MAX_REPEAT && max !== Number.POSITIVE_INFINITY))
         throw this.#unsupported(`a repetition of more than ${MAX_REPEAT}`);
     } else return item;
-    if (looks(item)) throw this.#unsupported("a repeated look-ahead");
     this.#take("?"); // lazy or not, the language is the same
+    if (looks(item) && max === 1) return min === 1 ? item : { kind: "alt", items: [item, NOTHING] };
+    if (looks(item)) throw this.#unsupported("a repeated look-ahead");
     return { kind: "repeat", item, min, max };
   }
 
   #atom(): Pattern {
     if (this.#peek("(")) return this.#group();
-    if (this.#peek("^") || this.#peek("$")) throw this.#unsupported(`the anchor ${this.#source[this.#at]} inside`);
+    if (this.#take("$")) return { kind: "look", item: one(ANY), negative: true };
+    if (this.#peek("^")) throw this.#unsupported("the anchor ^ inside");
     if (this.#take(".")) return one(complement(LINE_END));
     if (this.#take("[")) return one(this.#class());
     if (this.#take("\\")) return one(this.#escape(false));

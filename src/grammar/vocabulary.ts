@@ -4,7 +4,7 @@
  * these whole.
  */
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
-import { DEAD, type Machine } from "./machine.ts";
+import { type Automaton, DEAD } from "./machine.ts";
 
 export interface Vocabulary {
   readonly eosIds: readonly number[];
@@ -13,7 +13,7 @@ export interface Vocabulary {
   bytesOf(id: number): Uint8Array;
   isSpecial(id: number): boolean;
   /** Tokens whose bytes the machine can read from this state on. */
-  mask(machine: Machine, state: number): Uint32Array;
+  mask(machine: Automaton, state: number): Uint32Array;
 }
 
 interface Entry {
@@ -127,7 +127,7 @@ class Trie {
   }
 
   /** Sets the bits of the tokens that can be read. */
-  walk(machine: Machine, start: number, mask: Uint32Array): void {
+  walk(machine: Automaton, start: number, mask: Uint32Array): void {
     const [byteAt, depthAt, idAt, endAt, stateAt] = [this.#byte, this.#depth, this.#id, this.#end, this.#states];
     const { classOf, classes } = machine;
     let { transitions } = machine;

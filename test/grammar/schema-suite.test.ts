@@ -39,7 +39,9 @@ describe("JSON-Schema-Test-Suite, draft 2020-12", () => {
     console.info(
       `schemas ${counts.groups}, refused ${counts.refused}; valid documents ${counts.valid}, accepted ${counts.taken}; invalid documents, none accepted: ${counts.invalid}`,
     );
-    expect(counts.invalid).toBeGreaterThan(150);
-    expect(counts.taken).toBeGreaterThan(150);
+    // what stays refused: references to other documents, $dynamicRef across them, and schemas that nothing satisfies
+    expect(counts.refused).toBeLessThanOrEqual(52);
+    expect(counts.invalid).toBeGreaterThanOrEqual(446);
+    expect(counts.taken).toBeGreaterThanOrEqual(484);
   });
 });

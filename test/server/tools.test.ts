@@ -139,7 +139,7 @@ describe("forced", () => {
     const { post } = testApp({ chatTemplate: HERMES });
     const parameters = {
       type: "object",
-      properties: { a: { type: "array", unevaluatedItems: { type: "string" }, contains: { const: 1 } } },
+      properties: { a: { type: "array", minItms: 1 } },
     };
     const tools = [{ type: "function", function: { name: "f", parameters } }];
     const response = await post("/v1/chat/completions", { messages: hi, tools, tool_choice: "required" });
@@ -213,6 +213,7 @@ describe("response_format", () => {
   test.each([
     ["an unsupported keyword", { type: "object", unevaluatedProperties: { type: "string" }, $dynamicRef: "#x" }],
     ["a type that is none", { type: "banana" }],
+    ["a schema that nothing satisfies", { type: "string", enum: [1] }],
     ["a reference into nothing", { $ref: "#/$defs/none" }],
     ["a broken pattern", { type: "string", pattern: "(" }],
   ])("%s is 400 naming the field, not a 500 and not an unconstrained answer", async (_, schema) => {

@@ -170,7 +170,7 @@ test("a named function is the only one, and open thoughts are closed first", () 
 });
 
 test("a tool whose schema cannot be enforced is refused by its name", () => {
-  const odd = [{ name: "odd", parameters: { type: "object", patternProperties: {} } }];
+  const odd = [{ name: "odd", parameters: { type: "object", frob: {} } }];
   expect(() => compileGrammar(forceToolCalls(undefined, "", odd, false).grammar, byteTokenizer())).toThrow(
     'The tool "odd"',
   );
