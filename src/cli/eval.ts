@@ -6,6 +6,7 @@ import type { Drift } from "../eval/drift.ts";
 import { evaluateGraph } from "../eval/evaluate.ts";
 import { describeGraph, type GraphDescription } from "../export/describe-graph.ts";
 import { MANIFEST, type Manifest } from "../export/model-folder.ts";
+import { describeFormat } from "../export/weight-formats.ts";
 import { readText } from "../files.ts";
 import { cpuOrt } from "../node/cpu-ort.ts";
 import { nodeFolder } from "../node/files.ts";
@@ -71,18 +72,24 @@ interface StoredSize {
   readonly weightBytes: number;
   /** Everything that is stored for the weights, over the parameters of the checkpoint. */
   readonly bitsPerParameter: number;
+  /** Of the quantized products, by format. */
+  readonly formats: GraphDescription["formats"];
 }
 
 function storedBits(
-  { weightBytes }: GraphDescription,
+  { weightBytes, formats }: GraphDescription,
   tensors: Iterable<{ readonly shape: readonly number[] }>,
 ): StoredSize {
   let parameters = 0;
   for (const { shape } of tensors) parameters += shape.reduce((product, dim) => product * dim, 1);
-  return { weightBytes, bitsPerParameter: (8 * weightBytes) / parameters };
+  return { weightBytes, bitsPerParameter: (8 * weightBytes) / parameters, formats };
 }
 
-function report(drift: Drift, { bitsPerParameter }: StoredSize, protocol: Readonly<Record<string, unknown>>): string {
+function report(
+  drift: Drift,
+  { bitsPerParameter, formats }: StoredSize,
+  protocol: Readonly<Record<string, unknown>>,
+): string {
   const { kl } = drift;
   const rows = [
     ["perplexity", drift.perplexity.toFixed(3)],
@@ -94,6 +101,10 @@ function report(drift: Drift, { bitsPerParameter }: StoredSize, protocol: Readon
     ["same likeliest token", `${(100 * drift.top1).toFixed(2)} %`],
     ["the five likeliest that agree", `${(100 * drift.top5).toFixed(2)} %`],
     ["bits stored per parameter", bitsPerParameter.toFixed(2)],
+    ...formats.flatMap((format) => [
+      [`bits per weight: ${describeFormat(format)}`, format.nominalBits.toFixed(3)],
+      ["  as stored", format.storedBits.toFixed(3)],
+    ]),
     ["scored tokens", String(drift.positions)],
   ];
   const how = Object.entries(protocol).map(([key, value]) => `${key} ${value}`);

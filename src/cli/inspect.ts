@@ -7,6 +7,7 @@ import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
 import { describeGraph, type GraphDescription } from "../export/describe-graph.ts";
 import { GRAPH_FOLDER, MANIFEST, type Manifest } from "../export/model-folder.ts";
+import { describeFormat, type WeightFormat } from "../export/weight-formats.ts";
 import { type FolderSource, readText } from "../files.ts";
 import { nodeFolder } from "../node/files.ts";
 import { describeMemory, estimateMemory, formatBytes } from "../node/memory.ts";
@@ -74,6 +75,7 @@ function graphLines(graph: GraphDescription, tensors: boolean): string[] {
   const lines = [
     `${graph.path}: ${graph.weights.length} weight tensors, ${formatBytes(graph.weightBytes)}`,
     `operators: ${operators.map(([name, count]) => `${name} ${count}`).join(", ")}`,
+    ...graph.formats.map(formatLine),
     `cache: ${graph.kvType ? `${graph.kvType}, ${formatBytes(graph.kvBytesPerToken)} a token` : "none"}`,
   ];
   if (!tensors) return lines;
@@ -84,6 +86,14 @@ function graphLines(graph: GraphDescription, tensors: boolean): string[] {
     String(sizeBytes),
   ]);
   return [...lines, table(["tensor", "type", "shape", "bytes"], rows, [3])];
+}
+
+function formatLine(format: WeightFormat): string {
+  const { products, weights, nominalBits, storedBits } = format;
+  return (
+    `${products} products with ${(weights / 1e6).toPrecision(3)} M weights: ${describeFormat(format)}; ` +
+    `${nominalBits.toFixed(3)} bits a weight, ${storedBits.toFixed(3)} as stored`
+  );
 }
 
 async function inspectCheckpoint(path: string, flags: InspectFlags, context: CommandContext): Promise<void> {

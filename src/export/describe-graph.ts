@@ -2,6 +2,7 @@
 import { NibbleError } from "../errors.ts";
 import { type FolderSource, readAll } from "../files.ts";
 import { decodeModel, type ModelProto, type TensorProto, type ValueInfoProto } from "../onnx/proto.ts";
+import { type WeightFormat, weightFormats } from "./weight-formats.ts";
 
 /** TensorProto.DataType: name and bits per element (ONNX IR specification). */
 const elementTypes: Readonly<Record<number, readonly [string, number]>> = {
@@ -45,6 +46,8 @@ export interface GraphDescription {
   readonly kvType: string | undefined;
   /** How often each operator occurs. */
   readonly operators: Readonly<Record<string, number>>;
+  /** Of its quantized products. */
+  readonly formats: readonly WeightFormat[];
 }
 
 export async function describeGraph(folder: FolderSource, path: string): Promise<GraphDescription> {
@@ -76,6 +79,7 @@ export async function describeGraph(folder: FolderSource, path: string): Promise
     kvBytesPerToken: cache.reduce((sum, value) => sum + bytesPerToken(value), 0),
     kvType: cache.length > 0 ? [...new Set(cache.map(({ type }) => type))].join("+") : undefined,
     operators,
+    formats: weightFormats(graph.node, graph.initializer),
   };
 }
 

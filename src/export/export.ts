@@ -11,6 +11,7 @@ import { ExternalData } from "../onnx/external-data.ts";
 import type { Graph } from "../onnx/graph.ts";
 import type { OnProgress } from "../progress.ts";
 import { version } from "../version.ts";
+import { describeGraph } from "./describe-graph.ts";
 import { type DecoderGraphOptions, decoderGraph } from "./graphs.ts";
 import {
   FILE_SUFFIX,
@@ -92,6 +93,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
     await source.close?.();
   }
   const paths = model.checkpoint.name.split(" + "); // an adapter is named after its base
+  const { formats } = await describeGraph(out.written, graphPath(dtype));
   const manifest: Manifest = {
     format: 1,
     nibble: version,
@@ -114,6 +116,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
       notes: model.checkpoint.notes.map((note) => withoutFolders(note, paths)),
     },
     recipe: input.recipe,
+    weights: formats.length > 0 ? formats : undefined,
     kv:
       input.kvVariants &&
       Object.fromEntries(Object.entries(input.kvVariants).map(([name, { record }]) => [name, record])),

@@ -1,4 +1,5 @@
 /** Names in a model folder: transformers.js' layout, and nibble.json beside it. */
+import type { WeightFormat } from "./weight-formats.ts";
 
 /** transformers.js' dtype names that Nibble writes, and the suffix of their file. */
 export const FILE_SUFFIX = {
@@ -59,6 +60,8 @@ export interface Manifest {
   };
   /** Method, bits, groups, calibration text and its hash; absent for a float export. */
   readonly recipe?: Readonly<Record<string, unknown>>;
+  /** How the quantized products are stored, and the bits that a weight takes; absent for a float export. */
+  readonly weights?: readonly WeightFormat[];
   /** Static data that KV policies need (int8 scales), by policy. */
   readonly kv?: Readonly<Record<string, unknown>>;
   /** What equal bytes depend on beside input and recipe. */

@@ -1,7 +1,7 @@
 /** Opens a graph of a model folder as a session, from wherever the folder's bytes are. */
 import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
-import { type FolderSource, readAll } from "../files.ts";
+import { type ByteSource, type FolderSource, readAll } from "../files.ts";
 import { ConstantFolder, type MemoryFile, type ReadTensor } from "../onnx/fold-constants.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
@@ -34,17 +34,25 @@ export async function openGraph(
 }
 
 /** Reads initializers from the graph or the files beside it. @param directory of the graph inside the folder, "onnx/". */
-export function tensorReader(folder: FolderSource, directory: string): ReadTensor {
-  return async (tensor) => {
-    if (tensor.dataLocation !== 1) return tensor.rawData ?? new Uint8Array();
-    const field = (key: string) => tensor.externalData?.find((entry) => entry.key === key)?.value;
-    const source = await folder.open(directory + field("location"));
-    try {
+export function tensorReader(
+  folder: FolderSource,
+  directory: string,
+): { readonly read: ReadTensor; close(): Promise<void> } {
+  const opened = new Map<string, Promise<ByteSource>>();
+  return {
+    async read(tensor) {
+      if (tensor.dataLocation !== 1) return tensor.rawData ?? new Uint8Array();
+      const field = (key: string) => tensor.externalData?.find((entry) => entry.key === key)?.value;
+      const path = directory + field("location");
+      const opening = opened.get(path) ?? folder.open(path);
+      opened.set(path, opening);
+      const source = await opening;
       const offset = Number(field("offset") ?? 0);
-      return await source.read(offset, Number(field("length") ?? source.sizeBytes - offset));
-    } finally {
-      await source.close?.();
-    }
+      return source.read(offset, Number(field("length") ?? source.sizeBytes - offset));
+    },
+    async close() {
+      for (const source of opened.values()) await (await source).close?.();
+    },
   };
 }
 
@@ -57,10 +65,15 @@ export async function unpackedModel(
   path: string,
   model: ModelProto,
 ): Promise<{ readonly bytes: Uint8Array; readonly externalData: readonly MemoryFile[] } | undefined> {
-  const constants = new ConstantFolder(model, tensorReader(folder, path.slice(0, path.lastIndexOf("/") + 1)));
+  const reader = tensorReader(folder, path.slice(0, path.lastIndexOf("/") + 1));
+  const constants = new ConstantFolder(model, reader.read);
   if (constants.unpacked.size === 0) return undefined;
-  const folded = await constants.fold();
-  return { bytes: encodeModel(folded.model), externalData: folded.files };
+  try {
+    const folded = await constants.fold();
+    return { bytes: encodeModel(folded.model), externalData: folded.files };
+  } finally {
+    await reader.close();
+  }
 }
 
 /** Names of the files beside the graph that hold its large tensors. */

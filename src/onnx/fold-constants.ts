@@ -57,6 +57,8 @@ export class ConstantFolder {
   private readonly fromBytes = new Set<string>();
   private readonly readers = new Map<string, number>();
   private readonly kept = new Map<string, Promise<ConstantTensor>>();
+  /** Initializers that were read while a value is computed: a plane is read by every piece. */
+  private readonly planes = new Map<string, Uint8Array>();
 
   constructor(
     private readonly model: ModelProto,
@@ -101,9 +103,80 @@ export class ConstantFolder {
   }
 
   private async compute(node: NodeProto): Promise<ConstantTensor> {
+    if (node.opType === "BitwiseOr") return this.joinedPlanes(node);
     const inputs: ConstantTensor[] = [];
     for (const name of node.input) inputs.push((await this.value(name))!);
     return computeNode(node, inputs);
+  }
+
+  /** Planes put together where the result is, without the tensors between: Or(Concat(And(Shift(plane), mask), ...), ...). */
+  private async joinedPlanes(node: NodeProto): Promise<ConstantTensor> {
+    const dims = await this.dimsOf(node.output[0]);
+    const bytes = new Uint8Array(productOf(dims));
+    await this.orInto(node.output[0], bytes);
+    this.planes.clear();
+    return { dataType: UINT8, dims, bytes };
+  }
+
+  /** Sets, in bytes that start as zeros, the bits that a value has. */
+  private async orInto(name: string, out: Uint8Array): Promise<void> {
+    const node = this.computed.get(name);
+    if (node?.opType === "BitwiseOr") {
+      for (const input of node.input) await this.orInto(input, out);
+    } else if (node?.opType === "Concat" && attributeOf(node, "axis") === 0n) {
+      let start = 0;
+      for (const input of node.input) {
+        const end = start + productOf(await this.dimsOf(input));
+        await this.orInto(input, out.subarray(start, end));
+        start = end;
+      }
+    } else if (node?.opType === "BitwiseAnd" && (await this.isByte(node.input[1]))) {
+      const mask = await this.byteOf(node.input[1]);
+      const shift = this.computed.get(node.input[0]);
+      const by = shift?.opType === "BitShift" && (await this.isByte(shift.input[1])) ? shift : undefined;
+      const distance = by ? await this.byteOf(by.input[1]) : 0;
+      const left = by && attributeOf(by, "direction") === "LEFT";
+      const bytes = await this.planeOf(by ? by.input[0] : node.input[0]);
+      // a shift of whole words moves bits into the next byte, unless the mask takes them off
+      const kept = left ? mask & (0xff << distance) : mask & (0xff >> distance);
+      orMoved(bytes, left ? 0 : distance, left ? distance : 0, kept, out);
+    } else {
+      const bytes = await this.planeOf(name);
+      if (bytes.length !== out.length) throw new NibbleError("unsupported", `${name}: planes of two sizes.`);
+      orMoved(bytes, 0, 0, 0xff, out);
+    }
+  }
+
+  private async planeOf(name: string): Promise<Uint8Array> {
+    const bytes = this.planes.get(name) ?? (await this.value(name))!.bytes;
+    this.planes.set(name, bytes);
+    return bytes;
+  }
+
+  private async isByte(name: string): Promise<boolean> {
+    return productOf(await this.dimsOf(name)) === 1;
+  }
+
+  private async byteOf(name: string): Promise<number> {
+    return (await this.planeOf(name))[0];
+  }
+
+  /** The shape of a constant, without its values where they are planes put together. */
+  private async dimsOf(name: string): Promise<readonly number[]> {
+    const stored = this.initializers.get(name);
+    if (stored) return (stored.dims ?? []).map(Number);
+    const node = this.computed.get(name)!;
+    if (node.opType === "Concat") {
+      const parts = await Promise.all(node.input.map((input) => this.dimsOf(input)));
+      const axis = Number(attributeOf(node, "axis"));
+      const at = axis < 0 ? parts[0].length + axis : axis;
+      return parts[0].with(
+        at,
+        parts.reduce((sum, dims) => sum + dims[at], 0),
+      );
+    }
+    if (["BitwiseAnd", "BitwiseOr", "BitShift"].includes(node.opType)) return this.dimsOf(node.input[0]);
+    return (await this.value(name))!.dims;
   }
 
   /** The model on computed constants, and the bytes of all its large tensors, each a file of its own. */
@@ -174,21 +247,17 @@ function computeNode(node: NodeProto, inputs: readonly ConstantTensor[]): Consta
     case "Slice":
       return slice(a, inputs.slice(1).map(integers));
     case "Mul":
-      return floats(a, b, (x, y) => x * y);
+      return floats(a, b, multiply);
     case "Sub":
-      return floats(a, b, (x, y) => x - y);
+      return floats(a, b, subtract);
     case "BitShift": {
       const by = scalarByte(node, b);
       return attributeOf(node, "direction") === "LEFT"
-        ? eachWord(a, (word) => (word << by) & spread((0xff << by) & 0xff))
-        : eachWord(a, (word) => (word >>> by) & spread(0xff >> by));
+        ? moved(a, 0, by, spread((0xff << by) & 0xff))
+        : moved(a, by, 0, spread(0xff >> by));
     }
-    case "BitwiseAnd": {
-      const mask = spread(scalarByte(node, b));
-      return eachWord(a, (word) => word & mask);
-    }
-    case "BitwiseOr":
-      return or(node, a, b);
+    case "BitwiseAnd":
+      return moved(a, 0, 0, spread(scalarByte(node, b)));
     default: {
       const addend = scalarByte(node, b); // Add
       const bytes = new Uint8Array(a.bytes.length);
@@ -218,21 +287,25 @@ function wordsOf(bytes: Uint8Array): Uint32Array {
   return copy;
 }
 
-/** The same operation on every byte of a tensor, four at a time. */
-function eachWord({ dims, bytes }: ConstantTensor, operation: (word: number) => number): ConstantTensor {
+/** Every byte shifted and masked, four at a time; the mask also takes off what came from the next byte. */
+function moved({ dims, bytes }: ConstantTensor, right: number, left: number, mask: number): ConstantTensor {
   const from = wordsOf(bytes);
   const out = new Uint32Array(from.length);
-  for (let i = 0; i < out.length; i++) out[i] = operation(from[i]);
+  for (let i = 0; i < out.length; i++) out[i] = ((from[i] >>> right) << left) & mask;
   return { dataType: UINT8, dims, bytes: new Uint8Array(out.buffer, 0, bytes.length) };
 }
 
-function or(node: NodeProto, a: ConstantTensor, b: ConstantTensor): ConstantTensor {
-  if (a.bytes.length !== b.bytes.length) throw unexpected(node, "operands of two sizes");
-  const left = wordsOf(a.bytes);
-  const right = wordsOf(b.bytes);
-  const out = new Uint32Array(left.length);
-  for (let i = 0; i < out.length; i++) out[i] = left[i] | right[i];
-  return { ...a, bytes: new Uint8Array(out.buffer, 0, a.bytes.length) };
+/** The same into `out`, which keeps the bits that it has. */
+function orMoved(bytes: Uint8Array, right: number, left: number, mask: number, out: Uint8Array): void {
+  const isAligned = out.byteOffset % WORD_BYTES === 0 && out.length % WORD_BYTES === 0;
+  if (!isAligned) {
+    for (let i = 0; i < out.length; i++) out[i] |= ((bytes[i] >> right) << left) & mask;
+    return;
+  }
+  const from = wordsOf(bytes);
+  const to = new Uint32Array(out.buffer, out.byteOffset, out.length / WORD_BYTES);
+  const wide = spread(mask);
+  for (let i = 0; i < to.length; i++) to[i] |= ((from[i] >>> right) << left) & wide;
 }
 
 function scalarByte(node: NodeProto, tensor: ConstantTensor): number {
@@ -288,7 +361,7 @@ function cast({ dataType, dims, bytes }: ConstantTensor, to: number): ConstantTe
   const { buffer, byteOffset, byteLength } = aligned(bytes);
   const asFloats =
     dataType === UINT8
-      ? Float32Array.from(bytes)
+      ? new Float32Array(bytes)
       : dataType === FLOAT16
         ? f16ToF32(new Uint16Array(buffer, byteOffset, byteLength / 2))
         : new Float32Array(buffer, byteOffset, byteLength / WORD_BYTES);
@@ -298,7 +371,7 @@ function cast({ dataType, dims, bytes }: ConstantTensor, to: number): ConstantTe
 }
 
 /** Two operands of one shape, or the second smaller: (rows, 1) beside (rows, cols), or one number. */
-function floats(a: ConstantTensor, b: ConstantTensor, operation: (x: number, y: number) => number): ConstantTensor {
+function floats(a: ConstantTensor, b: ConstantTensor, operation: FloatOperation): ConstantTensor {
   const [x, y] = [a, b].map((tensor) => {
     const { buffer, byteOffset, byteLength } = aligned(tensor.bytes);
     return new Float32Array(buffer, byteOffset, byteLength / WORD_BYTES);
@@ -310,6 +383,17 @@ function floats(a: ConstantTensor, b: ConstantTensor, operation: (x: number, y: 
     throw new NibbleError("unsupported", `Constants of shapes [${a.dims.join(", ")}] and [${b.dims.join(", ")}].`);
   }
   const out = new Float32Array(x.length);
-  for (let i = 0; i < out.length; i++) out[i] = operation(x[i], y[Math.floor(i / each)]);
+  operation(x, y, y.length === 1 ? x.length : each, out);
   return { dataType: FLOAT, dims: a.dims, bytes: new Uint8Array(out.buffer) };
 }
+
+type FloatOperation = (x: Float32Array, y: Float32Array, each: number, out: Float32Array) => void;
+
+/** Each number of y meets the next `each` of x. */
+const multiply: FloatOperation = (x, y, each, out) => {
+  for (let row = 0, i = 0; row < y.length; row++) for (const end = i + each; i < end; i++) out[i] = x[i] * y[row];
+};
+
+const subtract: FloatOperation = (x, y, each, out) => {
+  for (let row = 0, i = 0; row < y.length; row++) for (const end = i + each; i < end; i++) out[i] = x[i] - y[row];
+};

@@ -42,7 +42,7 @@ export async function graphFor(
   try {
     const location = `${twin}_data`;
     const sink = await out.create(location);
-    const read = tensorReader(folder, graph.slice(0, graph.lastIndexOf("/") + 1));
+    const { read } = tensorReader(folder, graph.slice(0, graph.lastIndexOf("/") + 1));
     const integer = await toIntegerGraph(model, { read, sink, location, onMatrix });
     await sink.close();
     const file = await out.create(twin);

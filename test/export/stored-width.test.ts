@@ -15,6 +15,7 @@ import { type Recipe, rtn } from "../../quant/recipes.ts";
 import { resolveModel } from "../../src/arch/index.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { emptyCacheFeeds } from "../../src/eval/graph-check.ts";
+import { describeGraph } from "../../src/export/describe-graph.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { toIntegerGraph } from "../../src/export/integer-graph.ts";
 import { graphPath } from "../../src/export/model-folder.ts";
@@ -105,11 +106,30 @@ describe.each(Object.entries(recipes))("%s", (name, recipe) => {
       const file = await source.open(graph);
       const model = decodeModel(await readAll(file));
       await file.close?.();
-      const integer = await toIntegerGraph(model, { read: tensorReader(source, "onnx/"), sink, location: "twin" });
+      const reader = tensorReader(source, "onnx/");
+      const integer = await toIntegerGraph(model, { read: reader.read, sink, location: "twin" });
+      await reader.close();
       const options = { externalData: [{ path: "twin", data: Buffer.concat(parts) }] };
       return logitsOf(await ort.InferenceSession.create(encodeModel(integer), options));
     };
     expect(await bytesOf(stored)).toEqual(await bytesOf(plain));
+  });
+
+  test("inspect's bits per weight are codes, scales, zero points and factors, over the weights", async () => {
+    const { formats } = await describeGraph(nodeFolder(stored), graph);
+    const { bits, groupSize, scaleBits = 16, symmetric } = recipe;
+    const linears = formats.find((format) => format.bits === bits && format.blockSize === groupSize)!;
+    expect(linears).toMatchObject({ scaleBits, symmetric });
+    // 64 inputs, and 172 of down_proj with a ragged last group; 64 * 3 + 32 + 32 + 64 rows of the one, 64 of the other
+    const weightsOf = { wide: 64 * (64 * 2 + 32 * 2 + 172 * 2), tall: 172 * 64 };
+    const rows = { wide: weightsOf.wide / 64, tall: 64 };
+    const groups = rows.wide * (64 / (groupSize as number)) + rows.tall * Math.ceil(172 / (groupSize as number));
+    const factors = scaleBits === 16 ? 0 : 16 * (rows.wide + rows.tall);
+    const perGroup = scaleBits + (symmetric ? 0 : bits);
+    const weights = weightsOf.wide + weightsOf.tall;
+    expect(linears.nominalBits).toBeCloseTo(bits + (groups * perGroup + factors) / weights, 6);
+    expect(linears.storedBits).toBeGreaterThanOrEqual(linears.nominalBits);
+    expect(linears.storedBits).toBeLessThan(1.1 * linears.nominalBits); // padding of ragged groups
   });
 
   test("the weights take fewer bytes than the twin's", async () => {
