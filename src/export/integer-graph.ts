@@ -3,8 +3,8 @@
  * at every call. Made once from the same download:
  *
  *   W (rows, cols)     codes and group scales -> int8 with one scale per row, stored (cols, rows) for MatMulInteger
- *   x (.., cols)       per token: s = max|x| / 127, u = round(x / s) + 128 as uint8
- *   y (.., rows)       (u - 128) W8, times s, times the row's scale
+ *   x (.., cols)       per token: m = max|x|, u = round(127 x / m) + 128 as uint8
+ *   y (.., rows)       (u - 128) W8, times the row's scale / 127, times m
  *
  * One scale per token, made of plain operators: the stock DynamicQuantizeLinear takes one per tensor and costs ten times
  * the drift. uint8 by int8: int8 by int8 has no fast kernel in WASM.
@@ -14,8 +14,7 @@ import type { ByteSink } from "../files.ts";
 import { ConstantFolder, type ConstantTensor, withoutUnused } from "../onnx/fold-constants.ts";
 import type { AttributeProto, ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
 import { f16ToF32 } from "../tensor/dtypes.ts";
-import { unpackMatrix } from "../tensor/pack.ts";
-import { dequantize } from "../tensor/quantized.ts";
+import { int8Columns, type PackedMatrix } from "./int8-columns.ts";
 
 const INT8_MAX = 127;
 const UINT8_ZERO = 128;
@@ -23,8 +22,13 @@ const UINT8_ZERO = 128;
 const SMALLEST_MAX = 1e-20;
 /** ONNX Runtime maps external tensors; 64 keeps every vector load aligned. */
 const ALIGNMENT = 64;
-/** int8 values of a tile's column fill a cache line. */
-const TILE_ROWS = 64;
+/**
+ * A head is cut into products of so many columns. The kernel copies strips of its matrix at every call, and in a
+ * matrix of 49,152 columns every row of a strip lies on another page: 12 ms a token on SmolLM2, 4 in parts.
+ */
+const PART_ROWS = 1536;
+/** Matrices up to so many rows stay whole. */
+const WHOLE_ROWS = 8192;
 /** TensorProto.DataType */
 const FLOAT = 1;
 const UINT8 = 2;
@@ -48,6 +52,7 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
   const constants = new ConstantFolder(model, io.read);
   const data = new DataFile(io);
   const added = new Map<string, TensorProto>();
+  const weights = new Map<string, readonly string[]>();
   const tokens = new Map<string, QuantizedTokens>();
   // An expert that no token was routed to reads none.
   const mayBeEmpty = graph.node.some(({ opType }) => opType === "NonZero");
@@ -81,15 +86,12 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
       bits: attribute(original, "bits"),
       groupSize: attribute(original, "block_size"),
     };
-    const weight = `${codes}/int8`;
-    if (!added.has(weight)) {
+    let parts = weights.get(codes);
+    if (!parts) {
       const zeroBytes = zeros ? (await constant(zeros)).bytes : undefined;
-      const matrix = unpackMatrix(shape, (await constant(codes)).bytes, await floats(scales), zeroBytes);
-      const { values, rowScales } = toInt8Columns(dequantize(matrix), shape.rows, shape.cols);
-      const dims = [BigInt(shape.cols), BigInt(shape.rows)];
-      added.set(weight, await data.append({ name: weight, dataType: INT8, dims }, new Uint8Array(values.buffer)));
-      const scaleHead = { name: `${weight}/scales`, dataType: FLOAT, dims: [BigInt(shape.rows)] };
-      added.set(`${weight}/scales`, await data.append(scaleHead, new Uint8Array(rowScales.buffer)));
+      const matrix = { ...shape, codes: (await constant(codes)).bytes, scales: await floats(scales), zeros: zeroBytes };
+      parts = await appendParts(`${codes}/int8`, matrix, data, added);
+      weights.set(codes, parts);
     }
     let quantized = tokens.get(x);
     if (!quantized) {
@@ -97,7 +99,7 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
       tokens.set(x, quantized);
       node.push(...quantized.nodes);
     }
-    node.push(...multiply(original, quantized, weight, bias));
+    node.push(...multiply(original, quantized, parts, bias));
     io.onMatrix?.(++done, total);
   }
 
@@ -119,36 +121,34 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
   return { ...model, graph: { ...graph, node: live, initializer: [...kept, ...added.values()] } };
 }
 
-/** (rows, cols) floats -> (cols, rows) int8 and a scale per row. */
-export function toInt8Columns(
-  values: Float32Array,
-  rows: number,
-  cols: number,
-): { values: Int8Array<ArrayBuffer>; rowScales: Float32Array<ArrayBuffer> } {
-  const out = new Int8Array(rows * cols);
-  const rowScales = new Float32Array(rows);
-  for (let row = 0; row < rows; row++) {
-    let max = 0;
-    for (let at = row * cols; at < (row + 1) * cols; at++) max = Math.max(max, Math.abs(values[at]));
-    rowScales[row] = max / INT8_MAX;
+/** Writes a matrix as int8, whole or in parts of rows; the names of the parts, each with its "/scales". */
+async function appendParts(
+  name: string,
+  matrix: PackedMatrix,
+  data: DataFile,
+  added: Map<string, TensorProto>,
+): Promise<string[]> {
+  const { rows, cols } = matrix;
+  const partRows = rows > WHOLE_ROWS ? PART_ROWS : rows;
+  const names: string[] = [];
+  for (let start = 0; start < rows; start += partRows) {
+    const part = partRows === rows ? name : `${name}/${start}`;
+    const end = Math.min(rows, start + partRows);
+    const { values, rowScales } = int8Columns(matrix, start, end);
+    const dims = [BigInt(cols), BigInt(end - start)];
+    added.set(part, await data.append({ name: part, dataType: INT8, dims }, new Uint8Array(values.buffer)));
+    const scales = rowScales.map((scale) => scale / INT8_MAX); // of the token's half
+    const head = { name: `${part}/scales`, dataType: FLOAT, dims: [BigInt(end - start)] };
+    added.set(head.name, await data.append(head, new Uint8Array(scales.buffer)));
+    names.push(part);
   }
-  // Tiles of rows: the transposed writes then fill whole cache lines.
-  for (let start = 0; start < rows; start += TILE_ROWS) {
-    const end = Math.min(rows, start + TILE_ROWS);
-    for (let col = 0; col < cols; col++) {
-      for (let row = start; row < end; row++) {
-        const scale = rowScales[row];
-        if (scale > 0) out[col * rows + row] = Math.round(values[row * cols + col] / scale);
-      }
-    }
-  }
-  return { values: out, rowScales };
+  return names;
 }
 
 interface QuantizedTokens {
-  /** uint8 codes, and their scales (.., 1) */
+  /** uint8 codes, and the greatest magnitude of each token (.., 1) */
   readonly codes: string;
-  readonly scales: string;
+  readonly bounds: string;
   readonly nodes: readonly NodeProto[];
 }
 
@@ -166,6 +166,7 @@ function quantizeTokens(x: string, added: Map<string, TensorProto>, mayBeEmpty: 
     return name;
   };
   const last = whole("int8/last", -1n);
+  scalar("int8/whole", 1); // tokens' scales are not one number: they follow the product
   const zero = "int8/zero";
   added.set(zero, { name: zero, dataType: UINT8, dims: [], rawData: Uint8Array.of(UINT8_ZERO) });
   const at = (part: string) => `${x}/int8/${part}`;
@@ -178,40 +179,42 @@ function quantizeTokens(x: string, added: Map<string, TensorProto>, mayBeEmpty: 
   });
   return {
     codes: at("codes"),
-    scales: at("scales"),
+    bounds: at("bound"),
     nodes: [
       step("Abs", [x], "abs"),
       step("ReduceMax", [at("abs"), last], "max", [int("keepdims", 1)]),
       ...(mayBeEmpty ? [step("Slice", [at("max"), whole("int8/first", 0n), whole("int8/one", 1n), last], "one")] : []),
       step("Max", [at(mayBeEmpty ? "one" : "max"), scalar("int8/smallest", SMALLEST_MAX)], "bound"),
-      step("Mul", [at("bound"), scalar("int8/step", 1 / INT8_MAX)], "scales"),
-      step("Div", [x, at("scales")], "divided"),
-      step("Round", [at("divided")], "rounded"),
-      step("Add", [at("rounded"), scalar("int8/offset", UINT8_ZERO)], "shifted"),
-      step("Cast", [at("shifted")], "codes", [int("to", UINT8)]),
+      step("Div", [x, at("bound")], "share"),
+      step("QuantizeLinear", [at("share"), scalar("int8/step", 1 / INT8_MAX), zero], "codes"),
     ],
   };
 }
 
-/** The product of rounded tokens and a matrix, back in floats under the original's name. */
-function multiply(original: NodeProto, { codes, scales }: QuantizedTokens, weight: string, bias?: string): NodeProto[] {
+/** The product of rounded tokens and the parts of a matrix, back in floats under the original's name. */
+function multiply(
+  original: NodeProto,
+  { codes, bounds }: QuantizedTokens,
+  parts: readonly string[],
+  bias?: string,
+): NodeProto[] {
   const [y] = original.output;
-  const at = (part: string) => `${y}/int8/${part}`;
-  const node = (opType: string, input: string[], output: string, attributes: AttributeProto[] = []): NodeProto => ({
-    opType,
-    name: `${output}/${opType}`,
-    input,
-    output: [output],
-    attribute: attributes,
+  const at = (part: string | number) => `${y}/int8/${part}`;
+  const node = (
+    opType: string,
+    input: string[],
+    output: string,
+    more: Pick<NodeProto, "domain"> & { attribute?: AttributeProto[] } = {},
+  ): NodeProto => ({ opType, name: `${output}/${opType}`, input, output: [output], attribute: [], ...more });
+  const products = parts.map((part, i) => {
+    const input = [codes, part, "int8/whole", `${part}/scales`, "int8/zero"];
+    return node("MatMulIntegerToFloat", input, at(i), { domain: "com.microsoft" });
   });
-  const product = bias ? at("product") : y;
-  const nodes = [
-    node("MatMulInteger", [codes, weight, "int8/zero"], at("sums")),
-    node("Cast", [at("sums")], at("floats"), [int("to", FLOAT)]),
-    node("Mul", [at("floats"), scales], at("perToken")),
-    node("Mul", [at("perToken"), `${weight}/scales`], product),
-  ];
-  return bias ? [...nodes, node("Add", [product, bias], y)] : nodes;
+  const names = products.map(({ output }) => output[0]);
+  if (names.length > 1) products.push(node("Concat", names, at("row"), { attribute: [int("axis", -1)] }));
+  const row = products.at(-1)!.output[0];
+  if (!bias) return [...products, node("Mul", [row, bounds], y)];
+  return [...products, node("Mul", [row, bounds], at("product")), node("Add", [at("product"), bias], y)];
 }
 
 function int(name: string, value: number): AttributeProto {

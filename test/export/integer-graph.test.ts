@@ -10,12 +10,18 @@ import { rtn } from "../../quant/recipes.ts";
 import { resolveModel } from "../../src/arch/index.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { exportModel } from "../../src/export/export.ts";
-import { toInt8Columns, toIntegerGraph } from "../../src/export/integer-graph.ts";
+import { int8Columns } from "../../src/export/int8-columns.ts";
+import { toIntegerGraph } from "../../src/export/integer-graph.ts";
 import { openGraph } from "../../src/export/open-graph.ts";
 import { type FolderSource, readAll } from "../../src/files.ts";
 import { nodeFolder } from "../../src/node/files.ts";
 import { nodeSink } from "../../src/node/folder-sink.ts";
+import { toBytes } from "../../src/onnx/external-data.ts";
+import { Graph } from "../../src/onnx/graph.ts";
+import * as ops from "../../src/onnx/ops.ts";
 import { decodeModel, encodeModel, type ModelProto, type TensorProto } from "../../src/onnx/proto.ts";
+import { unpackMatrix } from "../../src/tensor/pack.ts";
+import { dequantize } from "../../src/tensor/quantized.ts";
 import { repoPath } from "../helpers.ts";
 
 const GRAPH = "onnx/model_q4.onnx";
@@ -109,15 +115,61 @@ describe("the integer twin of a 4-bit graph", () => {
     expect(added).toBeLessThan(MOST_ADDED_KL);
   });
 
-  test("stores a row's values within half a step of its scale", () => {
-    const values = Float32Array.of(1, -2, 0.5, 0, 0, 0, 3, 1e-3, -1.5);
-    const { values: codes, rowScales } = toInt8Columns(values, 3, 3);
-    for (let row = 0; row < 3; row++) {
-      for (let col = 0; col < 3; col++) {
-        const back = codes[col * 3 + row] * rowScales[row];
-        expect(Math.abs(back - values[row * 3 + col])).toBeLessThanOrEqual(rowScales[row] / 2 + 1e-7);
+  test("cuts a wide head into parts that give what the whole gives", async () => {
+    const [rows, cols, groupSize] = [9000, 64, 32];
+    const noise = (length: number, seed: number) =>
+      Uint8Array.from({ length }, (_, i) => (Math.imul(i + seed, 2654435761) >>> 13) & 255);
+    const g = new Graph("head");
+    const x = g.input("x", "float32", [1, 2, cols]);
+    const codes = g.initializer("codes", "uint8", [rows, cols / groupSize, groupSize / 2], noise((rows * cols) / 2, 1));
+    const factors = Float32Array.from(noise((rows * cols) / groupSize, 2), (byte) => (1 + byte) / 4096);
+    const scales = g.initializer("scales", "float32", [rows, cols / groupSize], new Uint8Array(factors.buffer));
+    const zeros = g.initializer("zeros", "uint8", [rows, 1], noise(rows, 3));
+    const spec = { rows, cols, bits: 4, blockSize: groupSize, accuracyLevel: 0 };
+    g.output(ops.matMulNBits(g, x, codes, scales, zeros, undefined, spec), "y");
+    const whole = await toBytes(g);
+    const parts: Uint8Array[] = [];
+    const sink = { write: async (bytes: Uint8Array) => void parts.push(bytes.slice()), close: async () => undefined };
+    const read = async ({ rawData }: TensorProto) => rawData!;
+    const twin = await toIntegerGraph(decodeModel(whole), { read, sink, location: "int8.bin" });
+    expect(twin.graph.node.filter(({ opType }) => opType === "MatMulIntegerToFloat").length).toBe(6);
+    const feeds = {
+      x: new ort.Tensor(
+        "float32",
+        Float32Array.from(noise(2 * cols, 4), (byte) => byte - 127.5),
+        [1, 2, cols],
+      ),
+    };
+    const four = (await (await ort.InferenceSession.create(whole)).run(feeds)).y.data as Float32Array;
+    const externalData = [{ path: "int8.bin", data: new Uint8Array(Buffer.concat(parts)) }];
+    const session = await ort.InferenceSession.create(encodeModel(twin), { externalData });
+    const eight = (await session.run(feeds)).y.data as Float32Array;
+    const size = Math.sqrt(four.reduce((sum, value) => sum + value ** 2, 0) / four.length);
+    const error = Math.sqrt(four.reduce((sum, value, i) => sum + (value - eight[i]) ** 2, 0) / four.length);
+    /** Two roundings to 8 bits, each of a row's largest value. */
+    expect(error / size).toBeLessThan(0.01);
+  });
+
+  test.each([2, 4, 8])("stores a row's values within half a step of its scale, from %i bits", (bits) => {
+    const [rows, cols, groupSize] = [70, 48, 32]; // more than a tile, and a ragged group
+    const groups = 2;
+    const noise = (length: number, seed: number) =>
+      Uint8Array.from({ length }, (_, i) => (Math.imul(i + seed, 2654435761) >>> 11) & 255);
+    const scales = Float32Array.from(noise(rows * groups, 1), (byte, i) => (i < groups ? 0 : (byte - 100) / 1000));
+    const codes = noise((rows * groups * groupSize * bits) / 8, 2);
+    const zeros = noise(rows * Math.ceil((groups * bits) / 8), 3);
+    const floats = dequantize(unpackMatrix({ rows, cols, bits, groupSize }, codes, scales, zeros));
+    const { values, rowScales } = int8Columns({ rows, cols, bits, groupSize, codes, scales, zeros }, 3, rows);
+    for (let row = 3; row < rows; row++) {
+      const scale = rowScales[row - 3];
+      const largest = Math.max(...floats.subarray(row * cols, (row + 1) * cols).map(Math.abs));
+      expect(scale).toBeCloseTo(largest / 127, 6);
+      for (let col = 0; col < cols; col++) {
+        const back = values[col * (rows - 3) + row - 3] * scale;
+        expect(Math.abs(back - floats[row * cols + col])).toBeLessThanOrEqual(scale / 2 + 1e-6);
       }
     }
-    expect(rowScales[1]).toBe(0);
+    const first = int8Columns({ rows, cols, bits, groupSize, codes, scales, zeros }, 0, 1);
+    expect([first.rowScales[0], ...first.values]).toEqual(Array(cols + 1).fill(0));
   });
 });
