@@ -53,7 +53,6 @@ export function int8Columns(matrix: PackedMatrix, start = 0, end = matrix.rows):
 function unpackRow({ bits, codes: packed }: PackedMatrix, row: number, into: Uint8Array): void {
   const bytes = (into.length * bits) / 8;
   const source = packed.subarray(row * bytes, (row + 1) * bytes);
-  if (bits === 8) return into.set(source);
   const perByte = 8 / bits;
   const mask = (1 << bits) - 1; // an integer to the compiler, which a power is not
   for (let part = 0; part < perByte; part++) {

@@ -1,10 +1,11 @@
 /**
  * SmolLM2-135M in Chromium on WASM beside transformers.js and wllama: one prompt, greedy, rounds interleaved, each run in
- * a browser of its own. Prints a table in Markdown: median decode tokens per second, first token, load, and every round.
+ * a browser of its own. Prints a table in Markdown: median decode tokens per second and every round's, first token, load,
+ * and the memory that the renderer holds afterwards (resident, Linux only).
  *   npx tsx test/bench/browser.ts <q4 folder made by nibble> <Q4 .gguf> [--rounds 3] [--tokens 32] [--skip-transformers]
- * Pages keep what they loaded in OPFS or memory; load times include no network to speak of (the host is this machine).
+ * transformers.js says a quarter of the tokens: it takes half a second each. Pages keep what they loaded in OPFS or memory; load times include no network to speak of (the host is this machine).
  */
-
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { cpus, loadavg } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -41,6 +42,28 @@ interface Run {
   readonly loadMs: number;
   readonly firstTokenMs: number;
   readonly tokensPerSecond: number;
+}
+
+/** Resident bytes of the largest process below `pid`: the tab's renderer, its workers included. 0 where /proc is not. */
+function rendererBytes(pid: number): number {
+  if (!existsSync("/proc")) return 0;
+  const processes = readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((name) => {
+      try {
+        const status = readFileSync(`/proc/${name}/status`, "utf8");
+        const field = (key: string) => Number(new RegExp(`^${key}:\\s+(\\d+)`, "m").exec(status)?.[1] ?? 0);
+        return [{ id: Number(name), parent: field("PPid"), bytes: field("VmRSS") * 1024 }];
+      } catch {
+        return []; // it ended meanwhile
+      }
+    });
+  const below = new Set([pid]);
+  for (let before = 0; before !== below.size; ) {
+    before = below.size;
+    for (const { id, parent } of processes) if (below.has(parent)) below.add(id);
+  }
+  return Math.max(0, ...processes.filter(({ id }) => below.has(id)).map(({ bytes }) => bytes));
 }
 
 /** Times when tokens came, in the page's clock -> figures; the first token belongs to the prompt. */
@@ -99,7 +122,7 @@ async function runTransformers(page: Page, threads: number): Promise<Run> {
       await model.generate(all);
       return { loadMs: loaded, started: start, times: at };
     },
-    [PROMPT, tokens, threads] as const,
+    [PROMPT, Math.ceil(tokens / 4), threads] as const,
   );
   return figures(loadMs, started, times);
 }
@@ -149,19 +172,20 @@ const host = await startHost({
 const engines = [
   { name: "nibble", path: "/harness/harness.html", run: runNibble, threads: [1, 2] },
   { name: "wllama", path: "/wllama.html", run: runWllama, threads: [1, 2] },
-  { name: "transformers.js", path: "/transformers.html", run: runTransformers, threads: [1] },
+  { name: "transformers.js", path: "/transformers.html", run: runTransformers, threads: [1, 2] },
 ].filter(({ name }) => !(name === "transformers.js" && flags["skip-transformers"]));
 
-const results = new Map<string, Run[]>();
+const results = new Map<string, (Run & { memoryBytes: number })[]>();
 try {
   for (let round = 0; round < Number(flags.rounds); round++) {
     for (const engine of engines) {
       for (const threads of engine.threads) {
         const key = `${engine.name} | ${threads}`;
         const run = withBrowser(
-          async (context) => {
+          async (context, pid) => {
             await context.addInitScript("globalThis.__name = (f) => f"); // tsx names functions by this helper
-            return engine.run((await openPage(context, host.url + engine.path)).page, threads);
+            const run = await engine.run((await openPage(context, host.url + engine.path)).page, threads);
+            return { ...run, memoryBytes: rendererBytes(pid) };
           },
           { timeoutMs: 240_000 },
         );
@@ -184,12 +208,13 @@ try {
 console.log(
   `${cpus()[0].model}, ${cpus().length} logical cores; ${tokens} tokens, ${flags.rounds} rounds interleaved\n`,
 );
-console.log("| engine | threads | decode tok/s, median (each round) | first token ms, median | load ms, median |");
-console.log("| --- | --- | --- | --- | --- |");
+console.log("| engine | threads | decode tok/s, median (each round) | first token ms | load ms | memory MB |");
+console.log("| --- | --- | --- | --- | --- | --- |");
 for (const [key, runs] of results) {
   const rates = runs.map(({ tokensPerSecond }) => tokensPerSecond);
   const each = rates.map((rate) => rate.toFixed(1)).join(", ");
   const first = median(runs.map(({ firstTokenMs }) => firstTokenMs)).toFixed(0);
   const load = median(runs.map(({ loadMs }) => loadMs)).toFixed(0);
-  console.log(`| ${key} | ${median(rates).toFixed(1)} (${each}) | ${first} | ${load} |`);
+  const memory = median(runs.map(({ memoryBytes }) => memoryBytes / 1e6)).toFixed(0);
+  console.log(`| ${key} | ${median(rates).toFixed(1)} (${each}) | ${first} | ${load} | ${memory} |`);
 }

@@ -51,7 +51,7 @@ export const LIMIT_MS = 120_000;
 
 /** A browser of its own with a fresh profile. It is killed when `timeoutMs` is over, whatever it is doing. */
 export async function withBrowser<T>(
-  run: (context: BrowserContext) => Promise<T>,
+  run: (context: BrowserContext, pid: number) => Promise<T>,
   options: { flags?: readonly string[]; timeoutMs?: number; width?: number; height?: number } = {},
 ): Promise<T> {
   const { flags = [], timeoutMs = LIMIT_MS, width = 1280, height = 800 } = options;
@@ -65,7 +65,7 @@ export async function withBrowser<T>(
     const browser = await chromium.connect(server.wsEndpoint());
     const context = await browser.newContext({ viewport: { width, height }, acceptDownloads: false });
     context.setDefaultTimeout(Math.min(timeoutMs, 45_000)); // a hung wait says where, before the browser is killed
-    return await run(context);
+    return await run(context, server.process().pid!);
   } finally {
     clearTimeout(limit);
     await server.close().catch(() => server.kill());
