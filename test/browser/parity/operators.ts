@@ -24,7 +24,7 @@ const all = (tolerance: number, names: string): Record<string, Parity> =>
 export const PARITY: Readonly<Record<string, Parity>> = {
   ...all(EXACT, "And Cast Concat Equal Gather GatherND Greater Identity Less LessOrEqual Max Min Neg NonZero Range"),
   ...all(EXACT, "Relu Reshape ScatterND Shape Slice Split Squeeze TopK Transpose Unsqueeze Where"),
-  ...all(EXACT, "Abs BitShift BitwiseAnd QuantizeLinear"),
+  ...all(EXACT, "Abs BitShift BitwiseAnd BitwiseOr QuantizeLinear"),
   ...all(ROUNDING, "Add Sub Mul Div ReduceMax"),
   ...all(TRANSCENDENTAL, "Gelu QuickGelu Sigmoid Softmax Tanh RotaryEmbedding"),
   ...all(SUMS, "LayerNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization ReduceSum"),
@@ -38,7 +38,7 @@ export const PARITY: Readonly<Record<string, Parity>> = {
 /** In ops.ts for other graphs than exported ones. */
 export const NOT_EXPORTED: Readonly<Record<string, string>> = {
   ...Object.fromEntries(
-    "BitwiseOr Sqrt Exp Log Sign Erf ReduceMean ScatterElements Softplus"
+    "Sqrt Exp Log Sign Erf ReduceMean ScatterElements Softplus"
       .split(" ")
       .map((name) => [name, "gradients (backward.ts) and measures (eval/)"]),
   ),
