@@ -6,9 +6,9 @@ import { openWebEngine, tokenizerFiles } from "./engine.ts";
 import { graphFor } from "./integer-twin.ts";
 import { loadOrt } from "./ort.ts";
 import type { EngineMethods, GenerateRequest, LoadEvent, LoadedModel, LoadRequest, WorkerMethods } from "./protocol.ts";
-import { openRemote, type RemoteFile } from "./remote.ts";
+import { openRemote, type RemoteFile, type RemoteModel } from "./remote.ts";
 import { type Context, type Handlers, type Port, serve } from "./rpc.ts";
-import { checkFit, selectFiles } from "./select.ts";
+import { checkFit, kvBytesOf, selectFiles } from "./select.ts";
 import { ModelStore, type StoredModel } from "./store.ts";
 
 /** What a worker script calls once; `more` are methods beyond WorkerMethods. */
@@ -115,7 +115,7 @@ async function open(
 /** The model's files in OPFS: fetched where the source is elsewhere, refused first where they cannot fit. */
 async function fetched(
   store: ModelStore,
-  { source, graph }: LoadRequest,
+  { source, graph, context, asStored }: LoadRequest,
   choice: BuildChoice,
   report: Awaited<ReturnType<typeof probeDevice>>,
   signal: AbortSignal,
@@ -127,11 +127,21 @@ async function fetched(
     throw new NibbleError("not_found", `${source.id} is not stored whole in this browser; download it again.`);
   }
   const remote = await openRemote(source, signal);
-  const { files, sizeBytes, weightBytes } = selectFiles(remote.files, choice, report, graph);
+  const selection = selectFiles(remote.files, choice, report, graph);
+  const { files, sizeBytes, weightBytes } = selection;
   const before = await store.get(remote.id);
   const downloadBytes = Math.max(0, sizeBytes - (before?.storedBytes ?? 0));
-  checkFit({ downloadBytes, weightBytes, kvBytes: 0 }, choice, report);
+  const kvBytes = kvBytesOf(await configOf(remote, signal), context ?? DEFAULT_CONTEXT);
+  const twin = choice.device === "wasm" && !asStored && /_q\d/.test(selection.graph) && !before?.madeBytes;
+  checkFit({ downloadBytes, weightBytes, kvBytes, twin }, choice, report);
   return store.download(remote, files, { signal, onProgress: (progress) => emit({ stage: "download", progress }) });
+}
+
+/** A model's config.json, or {} where there is none: the opening says so. */
+async function configOf(remote: RemoteModel, signal: AbortSignal): Promise<Readonly<Record<string, unknown>>> {
+  if (!remote.files.some(({ path }) => path === "config.json")) return {};
+  const { body } = await remote.open("config.json", 0, signal);
+  return new Response(body).json().catch(() => ({}));
 }
 
 type OpenFolder = Awaited<ReturnType<ModelStore["folder"]>>;

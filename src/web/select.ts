@@ -62,10 +62,28 @@ const RUNTIME_BYTES = 200 * 2 ** 20;
 /** A page that takes more than this share of the machine is closed by the browser. */
 const MEMORY_SHARE = 0.75;
 
+/** An integer twin holds a byte for every 4-bit weight, and what is float stays as it is. */
+const TWIN_GROWTH = 2;
+
 export interface Need {
   readonly downloadBytes: number;
+  /** Of the graph and its data, as they are stored. */
   readonly weightBytes: number;
   readonly kvBytes: number;
+  /** It runs as an integer twin, made after the download and kept beside it. */
+  readonly twin: boolean;
+}
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** The float32 cache of so many tokens, by the names that configs use; 0 where a config tells too little. */
+export function kvBytesOf(config: Json, tokens: number): number {
+  const number = (...names: string[]) => names.map((name) => Number(config[name])).find((value) => value > 0) ?? 0;
+  const heads = number("num_attention_heads", "n_head");
+  const kvHeads = number("num_key_value_heads") || heads;
+  const headDim = number("head_dim") || (heads && number("hidden_size", "n_embd") / heads);
+  const bytesPerToken = number("num_hidden_layers", "n_layer") * kvHeads * headDim * 2 * Float32Array.BYTES_PER_ELEMENT;
+  return bytesPerToken * Math.min(tokens, number("max_position_embeddings", "n_positions", "n_ctx") || tokens);
 }
 
 /** Throws `no_space` with the bytes needed and the bytes there are, when a model cannot fit. */
@@ -74,13 +92,13 @@ export function checkFit(need: Need, choice: BuildChoice, report: DeviceReport):
     const message = `The model needs ${needed.toLocaleString("en")} bytes of ${what}; there are ${there.toLocaleString("en")}. ${advice}`;
     throw new NibbleError("no_space", message);
   };
+  const twinBytes = need.twin ? need.weightBytes * TWIN_GROWTH : 0;
   if (report.storage) {
     const free = report.storage.quotaBytes - report.storage.usedBytes;
-    if (need.downloadBytes > free) {
-      refuse("this site's storage", need.downloadBytes, free, "Delete a stored model or free disk space.");
-    }
+    const kept = need.downloadBytes + twinBytes;
+    if (kept > free) refuse("this site's storage", kept, free, "Delete a stored model or free disk space.");
   }
-  const memory = need.weightBytes + need.kvBytes + RUNTIME_BYTES;
+  const memory = (twinBytes || need.weightBytes) + need.kvBytes + RUNTIME_BYTES;
   if (choice.device === "wasm" && memory > WASM_ADDRESS_BYTES) {
     refuse("WASM memory", memory, WASM_ADDRESS_BYTES, "Take a smaller model or context, or a browser with WebGPU.");
   }

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { BuildChoice, DeviceReport } from "../../src/web/device.ts";
 import { parseSource } from "../../src/web/remote.ts";
-import { checkFit, selectFiles } from "../../src/web/select.ts";
+import { checkFit, kvBytesOf, selectFiles } from "../../src/web/select.ts";
 
 const wasm: BuildChoice = { build: "wasm", device: "wasm", threads: 1, reason: "" };
 const webgpu: BuildChoice = { ...wasm, build: "webgpu-jspi", device: "webgpu" };
@@ -58,7 +58,7 @@ describe("the files a device fetches", () => {
 });
 
 describe("a model that cannot fit", () => {
-  const need = { downloadBytes: 500, weightBytes: 500, kvBytes: 0 };
+  const need = { downloadBytes: 500, weightBytes: 500, kvBytes: 0, twin: false };
   test("in storage is refused with both numbers", () => {
     expect(() => checkFit(need, wasm, report)).not.toThrow();
     expect(() => checkFit({ ...need, downloadBytes: 601 }, wasm, report)).toThrow(/needs 601 bytes.*there are 600/);
@@ -68,6 +68,21 @@ describe("a model that cannot fit", () => {
     const roomy = { ...report, memoryBytes: 8 * 2 ** 30 };
     expect(() => checkFit(large, wasm, roomy)).toThrow(/WASM memory/);
     expect(() => checkFit(large, webgpu, roomy)).not.toThrow();
+  });
+  test("is refused for its cache, and for the twin that is made of it", () => {
+    const roomy = { ...report, memoryBytes: 8 * 2 ** 30, storage: undefined };
+    expect(() => checkFit({ ...need, kvBytes: 5 * 2 ** 30 }, wasm, roomy)).toThrow(/WASM memory/);
+    const large = { ...need, weightBytes: 2.5 * 2 ** 30 };
+    expect(() => checkFit(large, wasm, roomy)).not.toThrow();
+    expect(() => checkFit({ ...large, twin: true }, wasm, roomy)).toThrow(/WASM memory/);
+    expect(() => checkFit({ ...need, twin: true }, wasm, report)).toThrow(/needs 1,500 bytes of this site's storage/);
+  });
+  test("takes its cache's size from the config, whatever family's names it has", () => {
+    const smollm = { num_hidden_layers: 30, num_attention_heads: 9, num_key_value_heads: 3, hidden_size: 576 };
+    expect(kvBytesOf({ ...smollm, max_position_embeddings: 8192 }, 4096)).toBe(4096 * 30 * 2 * 3 * 64 * 4);
+    expect(kvBytesOf({ ...smollm, max_position_embeddings: 512 }, 4096)).toBe(512 * 30 * 2 * 3 * 64 * 4);
+    expect(kvBytesOf({ n_layer: 2, n_head: 4, n_embd: 64, n_positions: 128 }, 100)).toBe(100 * 2 * 2 * 64 * 4);
+    expect(kvBytesOf({}, 4096)).toBe(0);
   });
   test("in the machine's memory is refused", () => {
     expect(() => checkFit({ ...need, weightBytes: 3 * 2 ** 30 }, webgpu, report)).toThrow(/bytes of memory/);
