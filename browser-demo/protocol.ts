@@ -23,6 +23,31 @@ export interface QuantizeEvent {
   readonly layer?: { readonly name: string; readonly error: number | undefined };
 }
 
+/** A question to stock transformers.js, about a model that is stored in this browser. */
+export interface PeerRequest {
+  readonly id: string;
+  /** "onnx/model_q4.onnx" */
+  readonly graph: string;
+  readonly prompt: string;
+  readonly maxTokens: number;
+  readonly threads: number;
+  /** Folder with transformers.js and its runtime. */
+  readonly peersUrl: string;
+}
+
+export interface PeerAnswer {
+  readonly ids: readonly number[];
+  /** Text after each id. */
+  readonly texts: readonly string[];
+  readonly loadMs: number;
+  readonly firstTokenMs: number;
+  readonly decodeMs: number;
+}
+
+export interface PeerMethods {
+  readonly answer: { params: PeerRequest; result: PeerAnswer; event: string };
+}
+
 export interface PageMethods extends WorkerMethods {
   readonly quantize: { params: QuantizeRequest; result: StoredModel; event: QuantizeEvent };
 }

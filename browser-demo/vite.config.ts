@@ -1,6 +1,7 @@
 /**
  * Builds the page into dist/: any static host, any sub-path, nothing from another origin. ONNX Runtime's .mjs and .wasm
- * pairs are served from ort/, the shipped model from models/, and the service worker is built last, knowing every file.
+ * pairs are served from ort/, transformers.js (for Compare only) from peers/, the shipped model from models/, and the
+ * service worker is built last, knowing every file.
  */
 import { execFile } from "node:child_process";
 import { createReadStream, existsSync } from "node:fs";
@@ -15,6 +16,15 @@ import { ortFiles } from "../src/web/ort.ts";
 const here = dirname(fileURLToPath(import.meta.url));
 const ortFolder = dirname(createRequire(import.meta.url).resolve("onnxruntime-web/wasm"));
 const ortNames = Object.values(ortFiles).flatMap(({ mjs, wasm }) => [mjs, wasm]);
+
+/** What Compare's third answer needs: stock transformers.js with the runtime that it brings, unchanged. */
+const transformersFolder = dirname(createRequire(import.meta.url).resolve("@huggingface/transformers"));
+const itsOrtFolder = dirname(createRequire(join(transformersFolder, "index.js")).resolve("onnxruntime-web/wasm"));
+const peerFiles = [
+  join(transformersFolder, "transformers.min.js"),
+  join(itsOrtFolder, ortFiles["webgpu-asyncify"].mjs),
+  join(itsOrtFolder, ortFiles["webgpu-asyncify"].wasm),
+];
 
 /** Texts that "Quantize" calibrates on, as they ship with the package. */
 const calibrationTexts = ["models/stories260k/stories-sample.txt", "quant/data/calibration.jsonl"];
@@ -53,22 +63,29 @@ const contentSecurityPolicy: Plugin = {
   ],
 };
 
-/** Serves and copies the runtime's files unchanged: its .mjs finds its .wasm by name. */
-const onnxRuntime: Plugin = {
-  name: "onnx-runtime-files",
+/** Serves and copies a library's files unchanged into a folder of the page: its .mjs finds its .wasm by name. */
+const unchanged = (folder: string, files: readonly string[]): Plugin => ({
+  name: `${folder}-files`,
   configureServer(server) {
     server.middlewares.use((request, response, next) => {
-      const name = /\/ort\/([\w.-]+)(?:\?.*)?$/.exec(request.url ?? "")?.[1];
-      if (!name || !ortNames.includes(name)) return next();
-      response.setHeader("Content-Type", name.endsWith(".wasm") ? "application/wasm" : "text/javascript");
-      createReadStream(join(ortFolder, name)).pipe(response);
+      const [path] = (request.url ?? "").split("?");
+      const file = files.find((one) => path.endsWith(`/${folder}/${basename(one)}`));
+      if (!file) return next();
+      response.setHeader("Content-Type", file.endsWith(".wasm") ? "application/wasm" : "text/javascript");
+      createReadStream(file).pipe(response);
     });
   },
   async writeBundle({ dir }) {
-    await mkdir(join(dir!, "ort"), { recursive: true });
-    for (const name of ortNames) await copyFile(join(ortFolder, name), join(dir!, "ort", name));
+    await mkdir(join(dir!, folder), { recursive: true });
+    for (const file of files) await copyFile(file, join(dir!, folder, basename(file)));
   },
-};
+});
+
+const onnxRuntime = unchanged(
+  "ort",
+  ortNames.map((name) => join(ortFolder, name)),
+);
+const peers = unchanged("peers", peerFiles);
 
 /** The model and the texts that ship, made anew by each build: no binary of them is committed. */
 const shippedModel: Plugin = {
@@ -111,7 +128,7 @@ const serviceWorker: Plugin = {
     outDir = resolve(config.root, config.build.outDir);
   },
   async closeBundle() {
-    const files = (await filesBelow(outDir)).filter((path) => !/^(ort|models)\/|^sw\.js$|\.map$/.test(path));
+    const files = (await filesBelow(outDir)).filter((path) => !/^(ort|peers|models)\/|^sw\.js$|\.map$/.test(path));
     const sizes = await Promise.all(files.map(async (path) => (await stat(join(outDir, path))).size));
     const html = await readFile(join(outDir, "index.html"), "utf8");
     // Assets carry a hash in their names and index.html names them: its text and the list identify a build.
@@ -138,7 +155,7 @@ const isolation = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-E
 export default defineConfig({
   root: here,
   base: "./",
-  plugins: [contentSecurityPolicy, onnxRuntime, shippedModel, serviceWorker],
+  plugins: [contentSecurityPolicy, onnxRuntime, peers, shippedModel, serviceWorker],
   resolve: { conditions: ["onnxruntime-web-use-extern-wasm", "module", "browser", "development|production"] },
   worker: { format: "es" },
   build: {

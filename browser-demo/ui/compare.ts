@@ -1,28 +1,30 @@
-/** Two models, devices or KV caches on one prompt: what each says, how fast, and where they part. */
-
+/**
+ * Two models, devices or KV caches on one prompt, and stock transformers.js beside them: what each says, how fast, and
+ * where they part.
+ */
 import { EngineWorker } from "../../src/web/client.ts";
 import type { DeviceWish } from "../../src/web/device.ts";
 import type { LoadedModel } from "../../src/web/protocol.ts";
 import { samplingOf } from "../answer.ts";
 import { engine, ortUrl, startWorker, stored } from "../app.ts";
 import { settings } from "../settings.ts";
+import { type AnswerBox, agreement, answerBox, type Result, speed, verdictOf } from "./answer-box.ts";
+import { peerSide } from "./compare-peer.ts";
 import { announce, el, icon } from "./dom.ts";
-import { bytes, milliseconds, rate } from "./format.ts";
-
-interface Result {
-  readonly ids: readonly number[];
-  /** Text after each id, so that the text up to a token is known. */
-  readonly ends: readonly number[];
-  readonly text: string;
-}
+import { bytes, milliseconds } from "./format.ts";
 
 interface Side {
   readonly element: HTMLElement;
+  readonly box: AnswerBox;
+  /** The stored model that was chosen, "" where there is none. */
+  readonly id: string;
+  /** The graph that answered last. */
+  readonly file: string;
   run(prompt: string, signal: AbortSignal): Promise<Result>;
-  /** Underlines from the first character that the other side does not say. */
-  mark(result: Result, from: number): void;
-  clear(): void;
 }
+
+/** Of each answer: enough to see where two part. */
+const TOKENS = 64;
 
 const devices: Readonly<Record<string, { text: string; device: DeviceWish; asStored?: boolean }>> = {
   auto: { text: "Best device", device: "auto" },
@@ -44,8 +46,8 @@ function side(letter: string): Side {
     new Map(Object.entries(devices).map(([key, { text }]) => [key, text] as const)),
   );
   const graph = select(`Graph ${letter}`, new Map([["", "Its own graph"]]));
-  const text = el("div", { class: "answer", role: "region", tabIndex: 0, aria: { label: `Answer ${letter}` } });
-  const facts = el("dl", { class: "facts numbers" });
+  const box = answerBox(`Answer ${letter}`);
+  let file = "";
 
   const graphs = async () => {
     const stem = (path: string) => path.replace(/^onnx\/|\.onnx$/g, "");
@@ -63,9 +65,6 @@ function side(letter: string): Side {
     else void graphs();
   });
 
-  const show = (rows: readonly (readonly [string, string])[]) =>
-    facts.replaceChildren(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
-
   return {
     element: el(
       "div",
@@ -73,43 +72,43 @@ function side(letter: string): Side {
       el("h2", {}, letter),
       model,
       el("div", { class: "grid-2" }, device, graph),
-      text,
-      facts,
+      box.text,
+      box.facts,
     ),
+    box,
+    get id() {
+      return model.value;
+    },
+    get file() {
+      return file;
+    },
     async run(prompt, signal) {
       // A worker of its own, ended afterwards: the two sides share no memory, build or cache.
       const worker = new EngineWorker(startWorker);
       try {
-        show([["State", "loading"]]);
+        box.show([["State", "loading"]]);
         const source = { kind: "stored", id: model.value } as const;
         const { device: wish, asStored } = devices[device.value];
         const request = { source, device: wish, asStored, graph: graph.value || undefined, ortUrl };
         const loaded = await worker.load(request, { signal });
         return await say(worker, loaded, prompt, signal);
       } catch (error) {
-        show([["Failed", (error as Error).message]]);
+        box.show([["Failed", (error as Error).message]]);
         throw error;
       } finally {
         worker.terminate();
       }
     },
-    mark({ text: said }, from) {
-      text.replaceChildren(said.slice(0, from));
-      if (from < said.length) text.append(el("mark", {}, said.slice(from)));
-    },
-    clear() {
-      text.replaceChildren();
-      facts.replaceChildren();
-    },
   };
 
   async function say(worker: EngineWorker, loaded: LoadedModel, prompt: string, signal: AbortSignal): Promise<Result> {
+    file = loaded.info.file;
     const ids: number[] = [];
     const ends: number[] = [];
     let said = "";
     const started = performance.now();
     let first = 0;
-    const options = { ...samplingOf(settings.value), temperature: 0, repetitionPenalty: 1, maxTokens: 64, signal };
+    const options = { ...samplingOf(settings.value), temperature: 0, repetitionPenalty: 1, maxTokens: TOKENS, signal };
     const input = loaded.hasChatTemplate
       ? ({ kind: "chat", messages: [{ role: "user", content: prompt }] } as const)
       : ({ kind: "text", text: prompt } as const);
@@ -120,11 +119,11 @@ function side(letter: string): Side {
         ids.push(id);
         ends.push(said.length);
       }
-      text.textContent = said;
+      box.text.textContent = said;
     }
     const decodeMs = performance.now() - first;
-    show([
-      ["Speed", `${rate(((ids.length - 1) * 1000) / decodeMs)} tok/s`],
+    box.show([
+      ["Speed", speed(ids.length, decodeMs)],
       ["First token", milliseconds(first - started)],
       ["Load", milliseconds(loaded.loadMs)],
       ["Weights", bytes(loaded.info.memory.weightBytes)],
@@ -141,6 +140,8 @@ function side(letter: string): Side {
 export function compareView(): HTMLElement {
   const a = side("A");
   const b = side("B");
+  const third = peerSide();
+  const withPeer = el("input", { type: "checkbox", name: "peer" });
   const prompt = el("textarea", {
     rows: 2,
     name: "prompt",
@@ -152,27 +153,31 @@ export function compareView(): HTMLElement {
   let control: AbortController | undefined;
   stop.addEventListener("click", () => control?.abort());
 
+  /** Marks where an answer leaves A's, in A too where nothing has parted from it before. */
+  const marked = (one: Result, other: Result, box: AnswerBox, name: string): string => {
+    const found = agreement(one, other);
+    if (found.from !== undefined) {
+      box.mark(other, found.from);
+      if (!a.box.text.querySelector("mark")) a.box.mark(one, found.from);
+    }
+    return verdictOf(found, "A", name);
+  };
+
   const run = async () => {
     control = new AbortController();
     start.disabled = true;
     stop.hidden = false;
-    verdict.textContent = "One after the other, so that neither slows the other down.";
-    a.clear();
-    b.clear();
+    verdict.textContent = "One after the other, so that none slows another down.";
+    for (const { box } of [a, b, third]) box.clear();
     try {
       const one = await a.run(prompt.value, control.signal);
       const two = await b.run(prompt.value, control.signal);
-      const shorter = Math.min(one.ids.length, two.ids.length);
-      let same = 0;
-      while (same < shorter && one.ids[same] === two.ids[same]) same++;
-      if (same === one.ids.length && same === two.ids.length) {
-        verdict.textContent = `Both say the same ${same} tokens.`;
-      } else {
-        verdict.textContent = `The same for ${same} ${same === 1 ? "token" : "tokens"}, then they part.`;
-        const from = same === 0 ? 0 : Math.min(one.ends[same - 1], two.ends[same - 1]);
-        a.mark(one, from);
-        b.mark(two, from);
+      const verdicts = [marked(one, two, b.box, "B")];
+      if (withPeer.checked) {
+        const theirs = await third.run(a.id, a.file, prompt.value, TOKENS, control.signal);
+        verdicts.push(marked(one, theirs, third.box, "transformers.js"));
       }
+      verdict.textContent = verdicts.join(" ");
     } catch (error) {
       verdict.textContent = control.signal.aborted ? "Stopped." : (error as Error).message;
     }
@@ -184,8 +189,16 @@ export function compareView(): HTMLElement {
     "form",
     { class: "card" },
     el("label", { class: "field" }, el("span", {}, "Prompt"), prompt),
+    el("label", { class: "check" }, withPeer, "transformers.js on A's files as a third (fetches its runtime, 27 MB)"),
     el("div", { class: "row" }, start, stop, verdict),
   );
+  const sides = el("div", { class: "sides" }, a.element, b.element, third.element);
+  const showThird = () => {
+    third.element.hidden = !withPeer.checked;
+    sides.dataset.count = withPeer.checked ? "3" : "2";
+  };
+  withPeer.addEventListener("change", showThird);
+  showThird();
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     void run();
@@ -200,10 +213,10 @@ export function compareView(): HTMLElement {
       el(
         "p",
         {},
-        "Two models, two devices or two KV caches answer the same prompt greedily, 64 tokens. Where they part is marked.",
+        `Two models, two devices or two KV caches answer the same prompt greedily, ${TOKENS} tokens. Where they part is marked.`,
       ),
     ),
     form,
-    el("div", { class: "sides" }, a.element, b.element),
+    sides,
   );
 }
