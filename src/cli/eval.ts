@@ -1,7 +1,8 @@
-/** `nibble eval`: what an exported folder lost against the checkpoint it was made from. */
+/** `nibble eval`: what an exported folder lost against the checkpoint it was made from, or by one of its KV caches. */
 import { Command, Option } from "commander";
 import { tokenWindows } from "../../quant/calibrate.ts";
 import { resolveModel } from "../arch/index.ts";
+import { NibbleError } from "../errors.ts";
 import type { Drift } from "../eval/drift.ts";
 import { evaluateGraph } from "../eval/evaluate.ts";
 import { describeGraph, type GraphDescription } from "../export/describe-graph.ts";
@@ -13,33 +14,48 @@ import { nodeFolder } from "../node/files.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
 import { readTextFile, shippedText } from "../node/text-windows.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
-import { type CheckpointFlags, wholeNumber, withCheckpointFlags } from "./options.ts";
+import { evalCache } from "./eval-cache.ts";
+import { type CheckpointFlags, KV_FORMATS, wholeNumber, withCheckpointFlags } from "./options.ts";
 import { table } from "./output.ts";
 import { runCommand } from "./run.ts";
 
 interface EvalFlags extends CheckpointFlags {
-  readonly against: string;
+  readonly against?: string;
+  readonly kv?: string;
   readonly text?: string;
-  readonly windows: number;
-  readonly sequenceLength: number;
+  readonly windows?: number;
+  readonly sequenceLength?: number;
   readonly floatActivations?: boolean;
   readonly threads?: number;
 }
 
 export const evalCommand = withCheckpointFlags(
   new Command("eval")
-    .description("perplexity, KL divergence and agreement of an exported folder against its checkpoint")
+    .description("perplexity, KL divergence and agreement of an exported folder, or of one of its KV caches")
     .argument("<dir>", "an exported folder")
-    .requiredOption("--against <checkpoint>", "the checkpoint that it was made from")
+    .option("--against <checkpoint>", "the checkpoint that it was made from: what quantization cost")
+    .addOption(
+      new Option("--kv <format>", "a KV cache of the folder: what it costs against the float cache").choices(
+        KV_FORMATS,
+      ),
+    )
     .option("--text <file>", "text to score: .txt or .jsonl (default: the mixed set that ships with nibble)")
-    .option("--windows <n>", "windows of the text, spread evenly over it", wholeNumber, 16)
-    .option("--sequence-length <n>", "tokens of a window; the first one is not scored", wholeNumber, 512)
+    .option("--windows <n>", "windows of the text, spread evenly over it (default: 16, or 4 for a cache)", wholeNumber)
+    .option("--sequence-length <n>", "tokens of a window (default: 512, or 2048 for a cache)", wholeNumber)
     .addOption(
       new Option("--float-activations", "compute 4-bit products without rounding activations (accuracy_level 0)"),
     )
     .option("--threads <n>", "CPU threads", wholeNumber),
 ).action((dir: string, flags: EvalFlags) =>
-  runCommand(flags, async ({ output, signal }) => {
+  runCommand(flags, async (context) => {
+    const { output, signal } = context;
+    if ((flags.kv === undefined) === (flags.against === undefined)) {
+      throw new NibbleError(
+        "bad_option",
+        "eval measures --against a checkpoint, or a cache of the folder (--kv): say one.",
+      );
+    }
+    if (flags.kv !== undefined || flags.against === undefined) return evalCache(dir, flags, context);
     const folder = nodeFolder(dir);
     const manifest = JSON.parse(await readText(folder, MANIFEST)) as Manifest;
     const progress = { signal, onProgress: output.progress };
@@ -47,7 +63,7 @@ export const evalCommand = withCheckpointFlags(
     try {
       const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
       const { name, texts } = await (flags.text ? readTextFile(flags.text, tokenizer) : shippedText(tokenizer));
-      const { windows: count, sequenceLength } = flags;
+      const { windows: count = 16, sequenceLength = 512 } = flags;
       const windows = tokenWindows(tokenizer, { texts, sequenceLength, windows: count });
       const accuracyLevel = flags.floatActivations ? 0 : undefined;
       const ort = cpuOrt(flags.threads);

@@ -76,7 +76,7 @@ function graphLines(graph: GraphDescription, tensors: boolean): string[] {
     `${graph.path}: ${graph.weights.length} weight tensors, ${formatBytes(graph.weightBytes)}`,
     `operators: ${operators.map(([name, count]) => `${name} ${count}`).join(", ")}`,
     ...graph.formats.map(formatLine),
-    `cache: ${graph.kvType ? `${graph.kvType}, ${formatBytes(graph.kvBytesPerToken)} a token` : "none"}`,
+    `cache: ${graph.kvFormat ? `${graph.kvFormat}, ${formatBytes(graph.kvBytesPerToken)} a token` : "none"}`,
   ];
   if (!tensors) return lines;
   const rows = graph.weights.map(({ name, type, shape, sizeBytes }) => [

@@ -15,7 +15,7 @@ export async function expectedMemory(dir: string, flags: LoadFlags): Promise<Mem
   const folder = nodeFolder(dir);
   const offer = await readOffer(folder);
   const float = await describeGraph(folder, offer.graph);
-  const chosen = graphForKv(offer, flags.kv, float.kvType === "float16" ? "fp16" : "fp32");
+  const chosen = graphForKv(offer, flags.kv, float.kvFormat ?? "fp32");
   const graph = chosen === offer.graph ? float : await describeGraph(folder, chosen);
   const budget = flags.kvPolicy === "window" ? (flags.kvBudget ?? flags.context ?? DEFAULT_BUDGET) : undefined;
   const contextLength = Math.min(budget ?? flags.context ?? offer.contextLength, offer.contextLength);

@@ -2,6 +2,7 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
+import { MADE_FORMATS, type MadeFormat } from "../eval/kv-caches.ts";
 import type { Binding } from "../node/binding.ts";
 import { type NamedText, readTextFile } from "../node/text-windows.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
@@ -120,11 +121,15 @@ export function byteSize(text: string): number {
 }
 
 /** --kv of a command that makes a model: which graph is made beside the one with the float cache. */
-export function madeKv(kv: string | undefined, dtype: string): "float" | "int8" | undefined {
-  const float = dtype.endsWith("16") ? "fp16" : "fp32";
-  if (kv === undefined || kv === "int8") return kv;
+export function madeKv(kv: string | undefined, dtype: string): "float" | MadeFormat | undefined {
+  const half = dtype.endsWith("16");
+  const float = half ? "fp16" : "fp32";
+  if (kv === undefined) return undefined;
   if (kv === float) return "float";
-  throw new NibbleError("unsupported", `--kv ${kv}: this version makes ${float} and int8 for --dtype ${dtype}.`, {
+  const made = MADE_FORMATS.find((format) => format === kv && (format === "int8" || !half));
+  if (made) return made;
+  const formats = half ? [float, "int8"] : [float, ...MADE_FORMATS];
+  throw new NibbleError("unsupported", `--kv ${kv}: --dtype ${dtype} goes with ${formats.join(", ")}.`, {
     param: "kv",
   });
 }

@@ -80,7 +80,7 @@ function rowSlices(state: Float32Array, hiddenSize: number): Float32Array[] {
 }
 
 /** Parts of one window as one. */
-function joinComparisons(parts: readonly Comparison[]): Comparison {
+export function joinComparisons(parts: readonly Comparison[]): Comparison {
   const join = (of: (part: Comparison) => Float32Array) => Float32Array.from(parts.flatMap((part) => [...of(part)]));
   return {
     nllReference: join((part) => part.nllReference),

@@ -1,6 +1,7 @@
 /** What an .onnx file says about itself, before anything is loaded: its interface, its weights, its cache. */
 import { NibbleError } from "../errors.ts";
 import { type FolderSource, readAll } from "../files.ts";
+import { cacheNeed } from "../kv/cache-need.ts";
 import { decodeModel, type ModelProto, type TensorProto, type ValueInfoProto } from "../onnx/proto.ts";
 import { type WeightFormat, weightFormats } from "./weight-formats.ts";
 
@@ -42,8 +43,8 @@ export interface GraphDescription {
   readonly weightBytes: number;
   /** Of one token in the cache, all layers, as the graph's inputs declare it. */
   readonly kvBytesPerToken: number;
-  /** "float32", or the types found in the cache: "int8". */
-  readonly kvType: string | undefined;
+  /** Its number format, as `--kv` names it: "fp32", "int8". */
+  readonly kvFormat: string | undefined;
   /** How often each operator occurs. */
   readonly operators: Readonly<Record<string, number>>;
   /** Of its quantized products. */
@@ -66,7 +67,7 @@ export async function describeGraph(folder: FolderSource, path: string): Promise
   const { graph } = model;
   if (!graph) throw new NibbleError("bad_file", `${folder.name}/${path} holds no graph.`);
   const inputs = graph.input.map(describeValue);
-  const cache = inputs.filter(({ name }) => name.startsWith("past_key_values."));
+  const { format, bytesPerToken } = cacheNeed(model);
   const operators: Record<string, number> = {};
   for (const { opType } of graph.node) operators[opType] = (operators[opType] ?? 0) + 1;
   const weights = graph.initializer.map(describeWeight);
@@ -76,8 +77,8 @@ export async function describeGraph(folder: FolderSource, path: string): Promise
     outputs: graph.output.map(describeValue),
     weights,
     weightBytes: weights.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
-    kvBytesPerToken: cache.reduce((sum, value) => sum + bytesPerToken(value), 0),
-    kvType: cache.length > 0 ? [...new Set(cache.map(({ type }) => type))].join("+") : undefined,
+    kvBytesPerToken: bytesPerToken,
+    kvFormat: format === "none" ? undefined : format,
     operators,
     formats: weightFormats(graph.node, graph.initializer),
   };
@@ -97,11 +98,4 @@ function describeWeight({ name = "", dims = [], dataType = 0 }: TensorProto): We
   const shape = dims.map(Number);
   const elements = shape.reduce((product, dim) => product * dim, 1);
   return { name, type, shape, sizeBytes: Math.ceil((elements * bits) / 8) };
-}
-
-/** A cache input is (batch, kvHeads, tokens, headDim): its fixed sizes are what one token takes. */
-function bytesPerToken({ type, shape }: ValueDescription): number {
-  const bits = Object.values(elementTypes).find(([name]) => name === type)?.[1] ?? 0;
-  const elements = shape.reduce<number>((product, dim) => (typeof dim === "number" ? product * dim : product), 1);
-  return (elements * bits) / 8;
 }

@@ -8,6 +8,7 @@
  */
 import { NibbleError } from "../errors.ts";
 import type { AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto } from "../onnx/proto.ts";
+import { attentionNodes, textAttribute } from "./attention-nodes.ts";
 
 /** Per layer, (kvHeads * headDim) each, in the layout of the cache (padded heads included). */
 export interface LayerScales {
@@ -33,27 +34,19 @@ export function scalesFromMagnitudes(magnitudes: Float32Array): Float32Array {
 
 /** The same graph with int8 caches in every layer; `model` itself is left as it is. */
 export function withInt8Cache(model: ModelProto, scales: readonly LayerScales[]): ModelProto {
-  const attention = model.graph.node.filter(({ opType }) => opType === "GroupQueryAttention");
-  if (attention.length === 0 || attention.length !== scales.length) {
+  const attention = attentionNodes(model, "--kv int8").map(({ node }) => node);
+  if (attention.length !== scales.length) {
     throw new NibbleError(
       "unsupported",
-      `--kv int8: this graph has ${attention.length} GroupQueryAttention nodes, and there are scales for ${scales.length} layers; it takes one each.`,
+      `--kv int8: this graph has ${attention.length} attention nodes, and there are scales for ${scales.length} layers.`,
       { param: "kv" },
     );
   }
   const cacheNames = new Set<string>();
   const initializer: TensorProto[] = [...model.graph.initializer];
-  const caches = new Set(attention.flatMap(({ output }) => output.slice(1, 3)));
-  if (model.graph.node.some(({ input }) => input.some((name) => caches.has(name)))) {
-    throw new NibbleError(
-      "unsupported",
-      "--kv int8: this model's scores are capped outside the attention operator (Gemma 2), which reads a float cache.",
-      { param: "kv" },
-    );
-  }
   const node = model.graph.node.map((original) => {
-    if (original.opType !== "GroupQueryAttention") return original;
     const layer = attention.indexOf(original);
+    if (layer < 0) return original;
     for (const name of [...original.input.slice(3, 5), ...original.output.slice(1, 3)]) cacheNames.add(name);
     initializer.push(scaleTensor(`kv/int8/${layer}/key`, scales[layer].key));
     initializer.push(scaleTensor(`kv/int8/${layer}/value`, scales[layer].value));
@@ -76,11 +69,10 @@ function quantizedNode(node: NodeProto, layer: number): NodeProto {
   while (input.length < K_SCALE_INPUT) input.push("");
   input[K_SCALE_INPUT] = `kv/int8/${layer}/key`;
   input[K_SCALE_INPUT + 1] = `kv/int8/${layer}/value`;
-  const text = (name: string, value: string): AttributeProto => ({ name, type: 3, s: new TextEncoder().encode(value) });
-  const attribute = [
+  const attribute: AttributeProto[] = [
     ...node.attribute,
-    text("k_quant_type", "PER_CHANNEL"),
-    text("v_quant_type", "PER_CHANNEL"),
+    textAttribute("k_quant_type", "PER_CHANNEL"),
+    textAttribute("v_quant_type", "PER_CHANNEL"),
     { name: "kv_cache_bit_width", type: 2, i: 8n },
   ];
   return { ...node, input, attribute };

@@ -12,7 +12,7 @@ import { embedPrompt } from "../runtime/embed.ts";
 import type { GenerateOptions } from "../runtime/engine.ts";
 import { type ModelOffer, readOffer } from "../runtime/folder.ts";
 import { Generation } from "../runtime/generate.ts";
-import { cachesInPlace, GrowingSession } from "../runtime/growing-session.ts";
+import { type CacheSession, openCache } from "../runtime/open-cache.ts";
 import { resolveSampling } from "../runtime/sampling.ts";
 import { Scheduler } from "../runtime/scheduler.ts";
 import { DecoderSession } from "../runtime/session.ts";
@@ -41,7 +41,7 @@ class ModelWorker {
     private readonly offer: ModelOffer,
     private readonly ort: Ort,
     private readonly tokenizer: Tokenizer,
-    private readonly session: DecoderSession | GrowingSession,
+    private readonly session: CacheSession,
     private readonly draft: DecoderSession | undefined,
     private readonly scheduler: Scheduler,
     private readonly vocabSize: number,
@@ -149,23 +149,22 @@ async function openDecoder(
   ort: Ort,
   { folder, graph, contextLength }: Pick<WorkerSetup, "folder" | "graph" | "contextLength">,
   options: OpenSessionOptions,
-): Promise<DecoderSession | GrowingSession> {
+): Promise<CacheSession> {
   const path = join(folder, graph);
   const opened = await openSession(ort, path, options);
-  const inPlace = cachesInPlace(decodeModel(await readFile(path)));
-  return inPlace ? new DecoderSession(ort, opened, path, contextLength) : new GrowingSession(ort, opened, path);
+  return openCache(ort, opened, decodeModel(await readFile(path)), path, contextLength);
 }
 
 /** The session of `--draft`; errors: `unsupported` where a cache cannot be cut back to fewer tokens. */
 async function openDraft(
   ort: Ort,
   draft: NonNullable<WorkerSetup["draft"]>,
-  model: DecoderSession | GrowingSession,
+  model: CacheSession,
   options: OpenSessionOptions,
 ): Promise<DecoderSession> {
   const session = await openDecoder(ort, draft, options);
   for (const one of [model, session]) {
-    if (one instanceof DecoderSession && !one.shape.hasState) continue;
+    if (one.can.cut && (one === model || one instanceof DecoderSession)) continue;
     throw new NibbleError(
       "unsupported",
       `${one.name}: its cache grows by concatenation or keeps a state, so wrong guesses could not be cut off again; --draft needs GroupQueryAttention in both models.`,
@@ -182,20 +181,20 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   // two thread pools that wait for work by spinning would take the cores from each other
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
   const session = await openDecoder(ort, setup, options);
-  const inPlace = session instanceof DecoderSession;
   const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
   const { id, window } = setup;
   const contextLength = textLength(setup);
-  const maxBatch = without.batching || !inPlace ? 1 : setup.maxBatch;
+  const { can } = session;
+  const maxBatch = without.batching || !can.batch ? 1 : setup.maxBatch;
   const scheduler = new Scheduler(session, {
     ...setup,
     draft: draft && new DraftModel(draft, draft.contextLength),
     recomputeAbove,
     maxBatch,
-    speculate: setup.speculate && inPlace && !without.speculation && !session.shape.hasState,
-    prefixCacheBytes: without["prefix cache"] || !inPlace || session.shape.hasState ? 0 : setup.prefixCacheBytes,
+    speculate: setup.speculate && can.cut && !without.speculation,
+    prefixCacheBytes: without["prefix cache"] || !can.copy ? 0 : setup.prefixCacheBytes,
   });
   say({
     kind: "ready",

@@ -11,6 +11,7 @@ import { capabilitiesOf, requireFeature } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { readAll } from "../files.ts";
+import { cacheNeed } from "../kv/cache-need.ts";
 import { DEFAULT_BUDGET, type WindowPolicy, windowPolicy } from "../kv/window.ts";
 import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
@@ -90,6 +91,11 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const id = options.id ?? basename(path);
   const draft = options.draft === undefined ? undefined : await readDraft(options.draft, id, tokenizer, contextLength);
   const need = await measure(path, offer, options.kv);
+  if (need.format.startsWith("int4") && (options.maxBatch ?? 1) > 1) {
+    throw new NibbleError("unsupported", `--kv ${need.format} holds one sequence at a time; maxBatch has to be 1.`, {
+      param: "maxBatch",
+    });
+  }
   const draftBytes = draft ? draft.weightBytes + draft.kvBytesPerToken * draft.contextLength : 0;
   const availableBytes = Math.max(0, availableMemory() - draftBytes);
   requireMemory(folder, estimateMemory({ ...need, contextLength }, availableBytes));
@@ -163,7 +169,7 @@ function contextOf(folder: string, offer: ModelOffer, asked: number | undefined)
 /** The graph that `--kv` means, the bytes of its weights, and of keys and values per token. */
 async function measure(folder: string, offer: ModelOffer, kv: string | undefined) {
   const float = await readGraph(folder, offer.graph);
-  const graph = graphForKv(offer, kv, kvNeed(float).format);
+  const graph = graphForKv(offer, kv, cacheNeed(float).format);
   const model = graph === offer.graph ? float : await readGraph(folder, graph);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
   let weightBytes = (await stat(join(folder, graph))).size;
@@ -176,7 +182,8 @@ async function measure(folder: string, offer: ModelOffer, kv: string | undefined
       throw new NibbleError("not_found", `${folder}: ${directory}${file}, which holds weights, is missing.`);
     weightBytes += size;
   }
-  return { graph, weightBytes, kvBytesPerToken: kvNeed(model).bytesPerToken };
+  const { format, bytesPerToken } = cacheNeed(model);
+  return { graph, weightBytes, format, kvBytesPerToken: bytesPerToken };
 }
 
 async function readGraph(folder: string, path: string): Promise<ModelProto> {
@@ -186,29 +193,6 @@ async function readGraph(folder: string, path: string): Promise<ModelProto> {
   } finally {
     await source.close?.();
   }
-}
-
-/** TensorProto.DataType of a cache -> its name for `--kv`, and bytes per element. */
-const cacheTypes: Readonly<Record<number, { format: string; sizeBytes: number }>> = {
-  1: { format: "fp32", sizeBytes: 4 },
-  10: { format: "fp16", sizeBytes: 2 },
-  3: { format: "int8", sizeBytes: 1 },
-  2: { format: "int4", sizeBytes: 1 }, // two codes to a byte; the shape counts bytes
-};
-
-/** Format of the cache inputs, and their bytes per token. */
-function kvNeed(model: ModelProto): { format: string; bytesPerToken: number } {
-  let bytesPerToken = 0;
-  let format = "";
-  for (const { name, type } of model.graph.input) {
-    if (!/^past_key_values\.\d+\.(key|value)$/.test(name)) continue;
-    const tensor = type?.tensorType;
-    const element = cacheTypes[tensor?.elemType ?? 0];
-    const dims = tensor?.shape?.dim.map((dim) => Number(dim.dimValue ?? 0)) ?? [];
-    format ||= element?.format ?? "";
-    bytesPerToken += (dims[1] ?? 0) * (dims[3] ?? 0) * (element?.sizeBytes ?? 0);
-  }
-  return { format, bytesPerToken };
 }
 
 /**

@@ -4,7 +4,7 @@ import { type Model, resolveModel } from "../arch/index.ts";
 import { floatWeights, type Weights } from "../arch/weights.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
-import { addInt8Cache, type CacheWindows } from "../eval/int8-cache.ts";
+import { addKvCaches, type CacheWindows, type MadeFormat } from "../eval/kv-caches.ts";
 import { verifyExport } from "../eval/verify.ts";
 import { contextOf, type ExportInput, type ExportOptions, exportModel, writeManifest } from "../export/export.ts";
 import type { Manifest, ModelDtype } from "../export/model-folder.ts";
@@ -26,8 +26,11 @@ export interface ExportFolderOptions extends Omit<ExportOptions, "dtype"> {
   readonly text?: NamedText;
   /** Default true. False keeps a result that nothing was measured of, as for models with random weights. */
   readonly check?: boolean;
-  /** Also make the graph with an int8 KV cache. Default: for a quantized model, where its attention can use one. */
-  readonly kv?: "float" | "int8";
+  /**
+   * Also make the graph with this KV cache (int8 beside int4 ones). Default: int8 for a quantized model, where its
+   * attention can use one.
+   */
+  readonly kv?: "float" | MadeFormat;
   /** Told why there is no int8 cache where none was asked for. */
   readonly onNote?: (note: string) => void;
   readonly threads?: number;
@@ -102,11 +105,12 @@ async function withKvCache(
   { kv, signal, onProgress, onNote }: ExportFolderOptions,
 ): Promise<Manifest> {
   if (kv === "float" || (kv === undefined && !("quantized" in source))) return manifest;
+  const formats: MadeFormat[] = kv === undefined || kv === "int8" ? ["int8"] : ["int8", kv];
   try {
-    return await addInt8Cache(ort, out, manifest, windows, { signal, onProgress });
+    return await addKvCaches(ort, out, manifest, formats, windows, { signal, onProgress });
   } catch (error) {
     const isExpected = error instanceof NibbleError && ["unsupported", "verification"].includes(error.code);
-    if (kv === "int8" || !isExpected) throw error;
+    if (kv !== undefined || !isExpected) throw error;
     onNote?.(`no int8 KV cache: ${error.message}`);
     return manifest;
   }

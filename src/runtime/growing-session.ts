@@ -7,7 +7,7 @@ import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import { type Ort, typedArray } from "../onnx/ort.ts";
 import type { ModelProto } from "../onnx/proto.ts";
-import { type GraphShape, graphShape, logitRows, type Rows } from "./session.ts";
+import { type CacheAbilities, type GraphShape, graphShape, logitRows, type Rows } from "./session.ts";
 
 /** Whether all caches go straight into operators that append at a row's own length (GroupQueryAttention). */
 export function cachesInPlace({ graph }: ModelProto): boolean {
@@ -19,6 +19,7 @@ export function cachesInPlace({ graph }: ModelProto): boolean {
 
 export class GrowingSession {
   readonly shape: GraphShape;
+  readonly can: CacheAbilities = { batch: false, cut: false, copy: false };
   private caches: Record<string, Tensor> = {};
   /** Tokens that the caches hold. */
   private length = 0;

@@ -106,8 +106,19 @@ export function graphShape(
 /** Which logits a step is asked for: of the last row, or of every row. */
 export type Rows = "last" | "all";
 
+/** What a cache can do beside being appended to. */
+export interface CacheAbilities {
+  /** Hold several sequences at once. */
+  readonly batch: boolean;
+  /** Go back by the few tokens of a wrong guess. */
+  readonly cut: boolean;
+  /** Give out what it holds of a prompt's beginning, and take it back. */
+  readonly copy: boolean;
+}
+
 export class DecoderSession {
   readonly shape: GraphShape;
+  readonly can: CacheAbilities;
   private rows = 0;
   private capacity = 0;
   private buffers: Numbers[] = [];
@@ -121,6 +132,7 @@ export class DecoderSession {
     readonly contextLength: number,
   ) {
     this.shape = graphShape(name, session.inputMetadata, session.outputMetadata);
+    this.can = { batch: true, cut: !this.shape.hasState, copy: !this.shape.hasState };
   }
 
   get kvBytesAllocated(): number {

@@ -87,7 +87,7 @@ async function timed<T>(work: () => Promise<T>): Promise<[number, T]> {
 async function nibble(binding: Binding, kv: string | undefined, rows: number, limit: number): Promise<Runner> {
   const offer = await readOffer(nodeFolder(folder));
   const float = await describeGraph(nodeFolder(folder), offer.graph);
-  const graph = graphForKv(offer, kv, float.kvType === "float16" ? "fp16" : "fp32");
+  const graph = graphForKv(offer, kv, float.kvFormat ?? "fp32");
   const { weightBytes, kvBytesPerToken } = await describeGraph(nodeFolder(folder), graph);
   const ort = await ortFor(binding);
   const opened = await openSession(ort, join(folder, graph), { device: "cpu", threads });

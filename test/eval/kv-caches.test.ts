@@ -4,7 +4,7 @@ import { expect, test } from "vitest";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
-import { addInt8Cache } from "../../src/eval/int8-cache.ts";
+import { addKvCaches } from "../../src/eval/kv-caches.ts";
 import { describeGraph } from "../../src/export/describe-graph.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { memorySink } from "../../src/memory-files.ts";
@@ -22,26 +22,33 @@ async function exported() {
   return { out, manifest };
 }
 
-test("the int8 cache shares the weights, takes a quarter of the memory and hardly moves the logits", async () => {
+test("caches share the weights, take the memory that their bits say and hardly move the logits", async () => {
   const { out, manifest } = await exported();
-  const made = await addInt8Cache(ort, out, manifest, { calibration, heldBack });
-  const path = made.variants["kv-int8"];
-  const [float, int8] = await Promise.all([manifest.graph, path].map((graph) => describeGraph(out.written, graph)));
+  const made = await addKvCaches(ort, out, manifest, ["int8", "int4"], { calibration, heldBack });
+  const describe = (graph: string) => describeGraph(out.written, graph);
+  const float = await describe(manifest.graph);
+  const int8 = await describe(made.variants["kv-int8"]);
+  const int4 = await describe(made.variants["kv-int4"]);
+  expect([float, int8, int4].map(({ kvFormat }) => kvFormat)).toEqual(["fp32", "int8", "int4"]);
   expect(int8.kvBytesPerToken * 4).toBe(float.kvBytesPerToken);
+  // 16 channels: 8 bytes of codes and 2 of scale, where floats take 64
+  expect(int4.kvBytesPerToken / float.kvBytesPerToken).toBeCloseTo(10 / 64);
   expect(Object.keys(made.files).filter((name) => name.includes("onnx_data"))).toHaveLength(1);
-  const { drift, calibrationTokens } = made.kv!["kv-int8"] as {
-    drift: { kl: { mean: number } };
-    calibrationTokens: number;
-  };
-  expect(calibrationTokens).toBe(256);
-  expect(drift.kl.mean).toBeGreaterThan(0);
-  expect(drift.kl.mean).toBeLessThan(5e-3);
+  for (const name of ["kv-int8", "kv-int4"]) {
+    const { drift, calibrationTokens } = made.kv![name] as {
+      drift: { kl: { mean: number } };
+      calibrationTokens: number;
+    };
+    expect(calibrationTokens).toBe(256);
+    expect(drift.kl.mean, name).toBeGreaterThan(0);
+    expect(drift.kl.mean, name).toBeLessThan(2e-2);
+  }
 });
 
 test("scales that saw nothing of the model's range are refused, and nothing is written", async () => {
   const { out, manifest } = await exported();
   const before = await out.written.list();
-  const attempt = addInt8Cache(ort, out, manifest, { calibration: [[1]], heldBack });
+  const attempt = addKvCaches(ort, out, manifest, ["int8"], { calibration: [[1]], heldBack });
   await expect(attempt).rejects.toMatchObject({ code: "verification" });
   expect(await out.written.list()).toEqual(before);
 });

@@ -1,0 +1,187 @@
+import * as ort from "onnxruntime-node";
+import { beforeAll, describe, expect, test } from "vitest";
+import { cacheStatistics, type LayerStatistics } from "../../src/eval/cache-statistics.ts";
+import { attentionNodes } from "../../src/kv/attention-nodes.ts";
+import { staticScalesOf, withInt4Cache } from "../../src/kv/int4.ts";
+import { decodeRow, encodeRow, RECENT, SINKS } from "../../src/kv/int4-tiers.ts";
+import { headRotation, timesMatrix, transposed } from "../../src/kv/rotation.ts";
+import { memoryFolder } from "../../src/memory-files.ts";
+import { encodeModel, type ModelProto } from "../../src/onnx/proto.ts";
+import { DecoderSession } from "../../src/runtime/session.ts";
+import { TieredSession } from "../../src/runtime/tiered-session.ts";
+import { normals, random } from "../quant/random.ts";
+import { CONTEXT, difference, largest, openModel, storiesGraph, story } from "./stories.ts";
+
+/** Rotation, centring and the merge of two softmaxes in float32, five layers deep; logits are around 10. */
+const FLOAT_TOLERANCE = 2e-3;
+
+let graph: ModelProto;
+let statistics: LayerStatistics[];
+
+beforeAll(async () => {
+  graph = await storiesGraph();
+  const folder = memoryFolder("stories", new Map([["model.onnx", encodeModel(graph)]]));
+  statistics = await cacheStatistics(ort, folder, "model.onnx", graph, [story]);
+});
+
+async function tiered(scales: "token" | "static"): Promise<TieredSession> {
+  const made = withInt4Cache(graph, statistics, scales);
+  return new TieredSession(ort, await openModel(made), "int4", staticScalesOf(made));
+}
+
+async function full(): Promise<DecoderSession> {
+  return new DecoderSession(ort, await openModel(graph), "full", CONTEXT);
+}
+
+/** One token's row of a part (kvHeads * headDim) as the body keeps it, put back as floats; `at` is its place there. */
+type Rounding = (row: Float32Array, layer: number, part: "key" | "value", at: number) => Float32Array;
+
+/**
+ * The plain reference: the float cache, in which every token that went to the body has been replaced by what its codes
+ * mean. Both sessions see the same tokens in the same pieces; resolves to the largest difference of a logit.
+ */
+async function againstReference(session: TieredSession, round: Rounding, pieces: readonly number[]): Promise<number> {
+  const reference = await full();
+  let worst = 0;
+  let at = 0;
+  let rounded = 0;
+  for (const size of pieces) {
+    const tokens = story.slice(at, at + size);
+    const [ours, theirs] = [await session.append(0, at, tokens, "all"), await reference.append(0, at, tokens, "all")];
+    for (const [i, row] of ours.entries()) worst = Math.max(worst, difference(row, theirs[i]));
+    at += size;
+    for (; rounded < session.cache.bodyLength; rounded++) {
+      const parts = reference.readTokens(0, SINKS + rounded, 1) as Float32Array[];
+      const values = parts.map((rows, i) => {
+        const [, layer, part] = reference.shape.cache[i].past.split(".");
+        return round(rows, Number(layer), part as "key" | "value", rounded);
+      });
+      reference.writeTokens(0, SINKS + rounded, 1, values);
+    }
+  }
+  expect(rounded).toBeGreaterThan(100);
+  await reference.dispose();
+  await session.dispose();
+  return worst;
+}
+
+const PIECES = [40, 60, ...Array<number>(30).fill(1), 16, 16, 5, ...Array<number>(40).fill(1), 20];
+
+describe("the two-tier cache", () => {
+  test("gives the tokens of the float cache while everything is in the tail", async () => {
+    const [int4, float] = [await tiered("token"), await full()];
+    const prompt = story.slice(0, 20);
+    let tokens = [[...prompt], [...prompt]];
+    for (let past = 0; past < SINKS + RECENT; past = tokens[0].length - 1) {
+      const steps = [int4, float].map((session, i) => session.append(0, past, tokens[i].slice(past)));
+      const [a, b] = (await Promise.all(steps)).map(([row]) => row);
+      expect(difference(a, b)).toBeLessThan(FLOAT_TOLERANCE);
+      tokens = tokens.map((seen, i) => [...seen, largest([a, b][i])]);
+    }
+    expect(int4.cache.bodyLength).toBe(0);
+    expect(tokens[0]).toEqual(tokens[1]);
+    await Promise.all([int4.dispose(), float.dispose()]);
+  });
+
+  test("equals the float cache with the body's tokens rounded, in pieces of any size", async () => {
+    const [{ kvHeads, headDim }] = attentionNodes(graph, "test");
+    const H = headRotation(headDim);
+    const session = await tiered("token");
+    // the codes that the session chose: choosing them again would flip ties
+    const round: Rounding = (row, layer, part, at) => {
+      const { cache } = session;
+      const { mean } = statistics[layer][part];
+      const turned = timesMatrix(
+        row.map((x, i) => x - mean[i]),
+        H,
+        headDim,
+      );
+      const index = 2 * layer + Number(part === "value");
+      const decoded = new Float32Array(row.length);
+      for (let head = 0; head < kvHeads; head++) {
+        const start = ((head * cache.bodyCapacity + at) * headDim) / 2;
+        const scale = cache.scales[at * cache.scaleWidth + index * kvHeads + head];
+        decoded.set(decodeRow(cache.codes[index].subarray(start, start + headDim / 2), scale), head * headDim);
+        const ours = decoded.subarray(head * headDim, (head + 1) * headDim);
+        const theirs = turned.subarray(head * headDim, (head + 1) * headDim);
+        expect(squaredError(ours, theirs)).toBeLessThanOrEqual(
+          squaredError(plainRounding(theirs), theirs) * 1.01 + 1e-6,
+        );
+      }
+      return timesMatrix(decoded, transposed(H, headDim), headDim).map((x, i) => x + mean[i]);
+    };
+    expect(await againstReference(session, round, PIECES)).toBeLessThan(FLOAT_TOLERANCE);
+  });
+
+  test("with static scales equals the float cache rounded per channel", async () => {
+    const scales = staticScalesOf(withInt4Cache(graph, statistics, "static"))!;
+    const round: Rounding = (rows, layer, part) => {
+      const { mean } = statistics[layer][part];
+      const scale = scales[2 * layer + Number(part === "value")];
+      return rows.map((x, i) => mean[i] + scale[i] * Math.max(-8, Math.min(7, Math.round((x - mean[i]) / scale[i]))));
+    };
+    expect(await againstReference(await tiered("static"), round, PIECES)).toBeLessThan(FLOAT_TOLERANCE);
+  });
+
+  test("goes back over a wrong guess, and not into the body", async () => {
+    const session = await tiered("token");
+    await session.append(0, 0, story.slice(0, 100));
+    const [before] = await session.append(0, 100, story.slice(100, 104), "all");
+    const first = before.slice();
+    const [again] = await session.append(0, 100, story.slice(100, 104), "all");
+    expect(difference(first, again)).toBeLessThan(FLOAT_TOLERANCE);
+    await expect(session.append(0, 20, story.slice(20, 22))).rejects.toMatchObject({ code: "engine" });
+    await session.append(0, 0, story.slice(0, 3)); // a new text
+    expect(session.cache.bodyLength).toBe(0);
+    await session.dispose();
+  });
+});
+
+/** Even steps up to the largest magnitude, without any search. */
+function plainRounding(row: Float32Array): Float32Array {
+  const step = row.reduce((most, x) => Math.max(most, Math.abs(x)), 0) / 7.5 || 1;
+  return row.map((x) => step * Math.max(-8, Math.min(7, Math.round(x / step))));
+}
+
+function squaredError(a: Float32Array, b: Float32Array): number {
+  return a.reduce((sum, x, i) => sum + (x - b[i]) ** 2, 0);
+}
+
+test("a row's codes are never worse than plain rounding to the largest magnitude", () => {
+  const next = random(7);
+  for (let trial = 0; trial < 50; trial++) {
+    const row = normals(64, next);
+    const codes = new Uint8Array(32);
+    const scale = encodeRow(row, codes);
+    expect(squaredError(decodeRow(codes, scale), row)).toBeLessThan(squaredError(plainRounding(row), row) * 1.001); // the scale is a float16
+  }
+});
+
+test("the rotation is orthogonal for every head size that the kernel takes", () => {
+  for (const size of [16, 48, 64, 80, 96, 128]) {
+    const H = headRotation(size);
+    const identity = timesMatrix(H, transposed(H, size), size);
+    for (let i = 0; i < size * size; i++) expect(identity[i]).toBeCloseTo(i % (size + 1) === 0 ? 1 : 0, 5);
+  }
+});
+
+test("models whose attention is no single softmax over all tokens are refused by name", () => {
+  const windowed: ModelProto = {
+    ...graph,
+    graph: {
+      ...graph.graph,
+      node: graph.graph.node.map((node) =>
+        node.opType === "GroupQueryAttention"
+          ? {
+              ...node,
+              attribute: [
+                ...node.attribute.filter(({ name }) => name !== "local_window_size"),
+                { name: "local_window_size", type: 2, i: 64n },
+              ],
+            }
+          : node,
+      ),
+    },
+  };
+  expect(() => withInt4Cache(windowed, statistics, "token")).toThrow(/looks back 64 tokens/);
+});

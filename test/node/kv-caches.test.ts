@@ -1,0 +1,65 @@
+/** Compressed caches in the engine: the folder's graphs, both bindings, what is refused. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type LoadEngineOptions, loadEngine } from "../../src/node/engine.ts";
+import { exportFolder } from "../../src/node/export-folder.ts";
+import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
+import { repoPath } from "../helpers.ts";
+import { story } from "../kv/stories.ts";
+
+let parent: string;
+let folder: string;
+
+beforeAll(async () => {
+  parent = await mkdtemp(join(tmpdir(), "nibble-kv-"));
+  process.env.NIBBLE_CACHE ??= join(parent, "cache");
+  folder = join(parent, "stories");
+  const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+  await exportFolder(checkpoint, folder, { kv: "int4" });
+  await checkpoint.dispose();
+});
+
+afterAll(() => rm(parent, { recursive: true, force: true }));
+
+/** Greedy tokens of prompts that are submitted at once, and what the engine said of itself. */
+async function generate(options: LoadEngineOptions, prompts: readonly (readonly number[])[], maxTokens: number) {
+  const engine = await loadEngine(folder, { threads: 1, ...options });
+  const texts = await Promise.all(
+    prompts.map(async (prompt) => {
+      const tokens: number[] = [];
+      for await (const piece of engine.generate(prompt, { temperature: 0, maxTokens })) {
+        tokens.push(...piece.tokens);
+      }
+      return tokens;
+    }),
+  );
+  const { info } = engine;
+  await engine.dispose();
+  return { texts, info };
+}
+
+describe("--kv int4", () => {
+  test("both bindings say the same, for one request after the other, with and without guesses", async () => {
+    const prompts = [story.slice(0, 5), story.slice(0, 150)];
+    const portable = await generate({ kv: "int4", binding: "portable" }, prompts, 120);
+    const capi = await generate({ kv: "int4", binding: "capi" }, prompts, 120);
+    const plain = await generate({ kv: "int4", binding: "portable", speculate: false }, prompts, 120);
+    expect(portable.info).toMatchObject({ kv: { format: "int4", policy: "full" }, maxBatch: 1 });
+    expect(capi.texts).toEqual(portable.texts);
+    expect(plain.texts).toEqual(portable.texts);
+    expect(portable.texts[1]).toHaveLength(120);
+  });
+
+  test("says what the float cache says while everything is in full precision", async () => {
+    const prompts = [story.slice(0, 5)];
+    const [int4, float] = [await generate({ kv: "int4" }, prompts, 30), await generate({ kv: "fp32" }, prompts, 30)];
+    expect(int4.texts).toEqual(float.texts);
+  });
+
+  test("refuses a batch by name", async () => {
+    const attempt = loadEngine(folder, { kv: "int4", maxBatch: 4 });
+    await expect(attempt).rejects.toMatchObject({ code: "unsupported", param: "maxBatch" });
+  });
+});
