@@ -6,6 +6,7 @@ import { BlockForward } from "../src/eval/block-forward.ts";
 import type { Ort } from "../src/onnx/ort.ts";
 import { type Activations, BlockRunner } from "./block-runner.ts";
 import { type LearnedRounding, RoundingLearner } from "./learned-rounding.ts";
+import { CALM } from "./products.ts";
 import type { LayerRecord } from "./record.ts";
 
 export class LearnedBlocks {
@@ -17,8 +18,9 @@ export class LearnedBlocks {
   /** @param embedded what goes into the first block, in batches of windows. */
   constructor(ort: Ort, model: Model, options: LearnedRounding, embedded: readonly Activations[]) {
     const inputs = this.inputs(embedded);
-    this.forward = new BlockForward(ort, model, floatWeights(model.checkpoint), inputs[0].dims[1]);
-    this.learner = new RoundingLearner(ort, model, options);
+    const [, seq] = inputs[0].dims;
+    this.forward = new BlockForward(ort, model, floatWeights(model.checkpoint), seq, CALM);
+    this.learner = new RoundingLearner(ort, model, options, seq);
     this.float = windowsOf(inputs).map((window) => window.slice());
   }
 

@@ -7,18 +7,15 @@
  *   W = (round(U) - zero) S / t    t (cols): the factor that AWQ's fold divided the inputs by
  * Gradients come from the block's own graph (src/onnx/backward.ts); rounding passes them straight through.
  */
-import type { InferenceSession, Tensor } from "onnxruntime-common";
+import type { InferenceSession } from "onnxruntime-common";
 import type { Model } from "../src/arch/index.ts";
 import { floatWeights } from "../src/arch/weights.ts";
-import { blockGraph } from "../src/export/graphs.ts";
-import { sha256Hex } from "../src/hash.ts";
-import { plainAttention } from "../src/kv/plain.ts";
-import { backward } from "../src/onnx/backward.ts";
-import { toBytes } from "../src/onnx/external-data.ts";
+import type { Graph, Value } from "../src/onnx/graph.ts";
 import * as ops from "../src/onnx/ops.ts";
 import type { Ort } from "../src/onnx/ort.ts";
 import { Random } from "../src/runtime/random.ts";
 import { groupCount, type QuantizedMatrix } from "../src/tensor/quantized.ts";
+import { BlockGradients, type BlockStep, fullMask, type GradientGraph } from "./block-gradients.ts";
 import type { LayerRecord, LinearRecord } from "./record.ts";
 import { nearestScale } from "./scale-grid.ts";
 
@@ -40,14 +37,6 @@ const EDGE = 0.49;
 /** Hidden states of one window, (seq, hidden). */
 type Window = Float32Array;
 
-interface BlockStep {
-  readonly session: InferenceSession;
-  /** Weight inputs by full tensor name. */
-  readonly inputOf: ReadonlyMap<string, string>;
-  /** Every weight of the block in float, by input name. */
-  readonly feeds: Record<string, Tensor>;
-}
-
 export interface BlockLoss {
   /** Mean squared error of the block's output before and after, on the windows that the choice was made on. */
   readonly before: number;
@@ -55,13 +44,19 @@ export interface BlockLoss {
 }
 
 export class RoundingLearner {
-  private readonly sessions = new Map<string, Promise<InferenceSession>>();
+  private readonly gradients: BlockGradients;
 
   constructor(
     private readonly ort: Ort,
     private readonly model: Model,
     private readonly options: LearnedRounding,
-  ) {}
+    /** Tokens of a window. */
+    sequenceLength: number,
+  ) {
+    const weights = floatWeights(model.checkpoint);
+    const ofLinears = (tensor: string, linears: ReadonlySet<string>) => linears.has(tensor);
+    this.gradients = new BlockGradients(ort, model, weights, ofLinears, squaredError, sequenceLength);
+  }
 
   /**
    * Improves a block's codes and scales. `inputs` come from the quantized prefix, `targets` are the float block's
@@ -74,7 +69,7 @@ export class RoundingLearner {
     targets: readonly Window[],
     signal?: AbortSignal,
   ): Promise<{ readonly record: LayerRecord; readonly loss: BlockLoss }> {
-    const block = await this.open(layer);
+    const block = await this.gradients.open(layer);
     const places = new Map<string, Place>();
     for (const [linear, entry] of record.linears) {
       const input = block.inputOf.get(`${linear}.weight`)!;
@@ -156,60 +151,24 @@ export class RoundingLearner {
       ...block.feeds,
       hidden_states: gathered(inputs),
       target: gathered(targets),
-      attention_mask: new this.ort.Tensor("int64", new BigInt64Array(windows.length * seq).fill(1n), [
-        windows.length,
-        seq,
-      ]),
+      attention_mask: fullMask(this.ort, windows.length, seq),
     };
     return fetches ? block.session.run(feeds, fetches) : block.session.run(feeds);
   }
 
-  /** The block's graph with its loss and gradients; blocks of one structure share a session. */
-  private async open(layer: number): Promise<BlockStep> {
-    const blockName = this.model.arch.blockName(layer);
-    const {
-      graph: g,
-      builder,
-      output,
-    } = blockGraph(this.model, layer, {
-      weights: floatWeights(this.model.checkpoint),
-      kv: plainAttention(),
-      maxPositions: this.model.config.maxPositions,
-      fused: false,
-      weightInputName: (tensor) => tensor.replace(blockName, "block"),
-    });
-    const linears = new Set(builder.sites.flatMap(({ linears }) => linears.map((linear) => `${linear}.weight`)));
-    const target = g.input("target", "float32", output.shape);
-    const difference = ops.sub(g, output, target);
-    const square = ops.mul(g, difference, difference);
-    const [loss] = g.node("ReduceMean", [square], [{ type: "float32", shape: [], name: "loss" }], {
-      attributes: { keepdims: 0 },
-    });
-    const wrt = g.inputs.filter(({ name }) => linears.has(builder.weightInputs.get(name)?.tensor ?? ""));
-    // only signs are used, so the loss's factor 2 / N is left out
-    const gradients = backward(g, new Map([[output.name, difference]]), wrt);
-    g.outputs.length = 0;
-    g.output(loss);
-    for (const [name, gradient] of gradients) g.output(gradient, `d/${name}`);
-    const bytes = await toBytes(g);
-    const key = sha256Hex(bytes);
-    let session = this.sessions.get(key);
-    if (!session) {
-      session = this.ort.InferenceSession.create(bytes);
-      this.sessions.set(key, session);
-    }
-    const feeds: Record<string, Tensor> = {};
-    for (const [name, { shape, load }] of builder.weightInputs) {
-      feeds[name] = new this.ort.Tensor("float32", await load(), shape);
-    }
-    const inputOf = new Map([...builder.weightInputs].map(([name, { tensor }]) => [tensor, name]));
-    return { session: await session, inputOf, feeds };
-  }
-
   async dispose(): Promise<void> {
-    for (const session of this.sessions.values()) await (await session).release();
-    this.sessions.clear();
+    await this.gradients.dispose();
   }
+}
+
+/** The mean of (output - target)². */
+function squaredError(g: Graph, output: Value): GradientGraph {
+  const target = g.input("target", "float32", output.shape);
+  const difference = ops.sub(g, output, target);
+  const square = ops.mul(g, difference, difference);
+  const [loss] = g.node("ReduceMean", [square], [{ type: "float32", shape: [] }], { attributes: { keepdims: 0 } });
+  // only signs are used, so the loss's factor 2 / N is left out
+  return { seed: difference, results: { loss } };
 }
 
 /** How many windows decide whether the result is kept. */
@@ -313,7 +272,7 @@ class Place {
 }
 
 /** Window numbers for all steps: every window once before any comes again (Fisher and Yates). */
-function shuffledWindows(windows: number, count: number, seed: number): number[] {
+export function shuffledWindows(windows: number, count: number, seed: number): number[] {
   const random = new Random(seed);
   const order: number[] = [];
   while (order.length < count) {

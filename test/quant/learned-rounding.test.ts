@@ -62,7 +62,7 @@ test("the block's output comes closer to the float block's, by the same codes fo
   const record = await rounded();
   const codes: Uint8Array[] = [];
   for (const _ of [1, 2]) {
-    const learner = new RoundingLearner(ort, model, options);
+    const learner = new RoundingLearner(ort, model, options, SEQUENCE);
     const { record: learned, loss } = await learner.learn(LAYER, record, inputs, targets);
     await learner.dispose();
     expect(loss.after).toBeLessThan(0.8 * loss.before);
@@ -78,7 +78,7 @@ test("the block's output comes closer to the float block's, by the same codes fo
 test("a record that steps make worse is returned as it was", async () => {
   const { inputs, targets } = await states();
   const record = await rounded();
-  const learner = new RoundingLearner(ort, model, { ...options, steps: 1, rate: 5, scaleRate: 0.9 });
+  const learner = new RoundingLearner(ort, model, { ...options, steps: 1, rate: 5, scaleRate: 0.9 }, SEQUENCE);
   const { record: same, loss } = await learner.learn(LAYER, record, inputs, targets);
   await learner.dispose();
   expect(same).toBe(record);
