@@ -22,8 +22,10 @@ export {
   rtn,
 } from "./recipes.ts";
 export type { LayerStore } from "./record.ts";
+export { rotateModel } from "./rotate.ts";
 export { rtnMatrix } from "./rtn.ts";
 export { sparseGptMatrix } from "./sparsegpt.ts";
 export { parseSparsity, type Sparsity } from "./sparsity.ts";
+export { type TuneReport, type Tuning, tune } from "./tune.ts";
 export { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16, roundScaleToF32 } from "./types.ts";
 export { wandaMatrix } from "./wanda.ts";

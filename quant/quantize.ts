@@ -6,6 +6,7 @@
  *   grids, then codes                                             grid.ts, rtn.ts, hqq.ts, gptq.ts
  *   the site's matrices become their quantized values, and the next site is computed from them
  *
+ * Before that the model may be turned into other bases (rotate.ts), after it scales and gains may be tuned (tune.ts).
  * Memory holds one block's weights and the windows' activations at the cut, whatever the model's size.
  */
 
@@ -30,10 +31,12 @@ import { LearnedBlocks } from "./learned-blocks.ts";
 import { asFloat32, rowLosses, rowPowers } from "./loss.ts";
 import { pruneMatrices } from "./prune.ts";
 import { QuantizedModel } from "./quantized-model.ts";
-import type { Recipe } from "./recipes.ts";
+import { type Recipe, windowsOf } from "./recipes.ts";
 import { decodeLayer, encodeLayer, type LayerRecord, type LayerStore, type LinearRecord } from "./record.ts";
+import { rotateModel } from "./rotate.ts";
 import { rtnMatrix } from "./rtn.ts";
 import { rowsOfGrid } from "./scale-grid.ts";
+import { tune } from "./tune.ts";
 import { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16 } from "./types.ts";
 
 export interface QuantizeTools {
@@ -66,16 +69,20 @@ export async function quantizeModel(
       },
     );
   }
-  if (recipe.windows > 0 && windows.length === 0) {
+  if (windowsOf(recipe) > 0 && windows.length === 0) {
     throw new NibbleError("bad_option", `${recipe.name} needs calibration text.`, { param: "calibration" });
   }
-  const used = windows.slice(0, recipe.windows);
-  const walk = new BlockWalk(model, recipe, used, tools);
+  const turned = recipe.rotation === undefined ? model : rotateModel(model, recipe.rotation);
+  const walk = new BlockWalk(turned, recipe, windows.slice(0, recipe.windows), tools);
+  let quantized: QuantizedModel;
   try {
-    return await walk.run();
+    quantized = await walk.run();
   } finally {
     await walk.dispose();
   }
+  const { tuning } = recipe;
+  if (tuning) quantized.tuned = await tune(quantized, windows.slice(0, tuning.windows), tuning, tools);
+  return quantized;
 }
 
 class BlockWalk {

@@ -5,6 +5,7 @@ import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { blockSizeOf, inBlocks } from "./pack.ts";
 import type { Recipe } from "./recipes.ts";
 import type { LayerRecord, LinearReport } from "./record.ts";
+import type { TuneReport } from "./tune.ts";
 import { roundScaleToF16 } from "./types.ts";
 
 export class QuantizedModel {
@@ -15,6 +16,8 @@ export class QuantizedModel {
   readonly reports = new Map<string, LinearReport>();
   /** Added to nibble.json: how the calibration text was named and hashed. */
   calibration: Readonly<Record<string, unknown>> | undefined;
+  /** What tuning reached, where there was any. */
+  tuned: TuneReport | undefined;
 
   constructor(
     readonly model: Model,
@@ -49,8 +52,13 @@ export class QuantizedModel {
 
   /** What nibble.json says of the recipe. */
   get recipe(): Readonly<Record<string, unknown>> {
-    const { plan, calibration, unreached } = this;
-    return { ...plan, ...(calibration && { calibration }), ...(unreached > 0 && { unreachedMatrices: unreached }) };
+    const { plan, calibration, tuned, unreached } = this;
+    return {
+      ...plan,
+      ...(calibration && { calibration }),
+      ...(tuned && { tuned }),
+      ...(unreached > 0 && { unreachedMatrices: unreached }),
+    };
   }
 
   /** Codes as they are exported. */

@@ -4,6 +4,7 @@ import type { ScaleBits } from "../src/tensor/quantized.ts";
 import type { LearnedRounding } from "./learned-rounding.ts";
 import type { Pruning } from "./prune.ts";
 import { checkSparsity } from "./sparsity.ts";
+import type { Tuning } from "./tune.ts";
 
 export interface HeadFormat {
   readonly bits: number;
@@ -39,8 +40,17 @@ export interface Recipe {
   readonly learned?: LearnedRounding;
   /** Weights that become zero before anything is rounded, and stay zero. */
   readonly prune?: Pruning;
+  /** Seed of the bases that the model is turned into before anything else (rotate.ts); undefined = none. */
+  readonly rotation?: number;
+  /** Training of scales and norm gains against the float model's logits at the end (tune.ts); undefined = none. */
+  readonly tuning?: Tuning;
   /** Calibration windows at most; 0 = no calibration. */
   readonly windows: number;
+}
+
+/** Windows of text that a recipe uses. */
+export function windowsOf({ windows, tuning }: Recipe): number {
+  return Math.max(windows, tuning?.windows ?? 0);
 }
 
 export interface MethodOptions {
@@ -53,6 +63,22 @@ export interface MethodOptions {
   readonly headBits?: number;
   /** Prune first; calibrates even where the method itself needs no text. */
   readonly prune?: Pruning;
+  /** Turn the model into random bases first. */
+  readonly rotate?: boolean;
+  /** Tune scales and norm gains at the end; a number says in how many steps (default: 64). */
+  readonly tune?: boolean | number;
+}
+
+/** One window a step, every window about once. */
+const TUNING: Tuning = { windows: 64, steps: 64, batch: 1, rate: 0.001, seed: 1 };
+
+function tuningOf(tune: boolean | number): Tuning {
+  if (tune === true) return TUNING;
+  const steps = Number(tune);
+  if (!Number.isSafeInteger(steps) || steps < 1) {
+    throw new NibbleError("bad_option", `tune is ${tune}; it has to be a number of steps above 0.`, { param: "tune" });
+  }
+  return { ...TUNING, steps };
 }
 
 const SCALE_BITS = [6, 8, 16];
@@ -60,7 +86,7 @@ const GROUP_SIZES = [16, 32, 64, 128, 256];
 const DEFAULT_WINDOWS = 64;
 
 function base(name: string, options: MethodOptions): Recipe {
-  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune } = options;
+  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune, rotate, tune } = options;
   if (!Number.isInteger(bits) || bits < 2 || bits > 8) {
     throw new NibbleError("bad_option", `bits is ${bits}; codes take 2 to 8 bits.`, { param: "bits" });
   }
@@ -94,6 +120,8 @@ function base(name: string, options: MethodOptions): Recipe {
     damping: 0.01,
     head: headBits === 16 ? undefined : { bits: headBits, groupSize: 32, symmetric },
     ...(prune && { prune }),
+    ...(rotate && { rotation: 1 }),
+    ...(tune !== undefined && tune !== false && { tuning: tuningOf(tune) }),
     windows: prune ? DEFAULT_WINDOWS : 0,
   };
 }

@@ -20,13 +20,15 @@ export interface RecipeFlags extends PruneFlags {
   readonly symmetric?: boolean;
   readonly headBits?: number;
   readonly scaleBits?: number;
+  readonly rotate?: boolean;
+  readonly tune?: boolean | number;
 }
 
 /** The share that both papers report first. */
 const DEFAULT_SPARSITY = 0.5;
 
 /** Named by the documentation, not made yet. */
-const NOT_YET = ["--fit <size>", "--max-kl <nats>", "--tune", "--kv-policy <name>", "--kv-budget <n>"];
+const NOT_YET = ["--fit <size>", "--max-kl <nats>", "--kv-policy <name>", "--kv-budget <n>"];
 
 function groupSize(text: string): number | "row" {
   if (text === "row") return "row";
@@ -62,7 +64,12 @@ export function withRecipeFlags(command: Command): Command {
     .option("--group-size <n>", "inputs that share a scale: 16, 32, 64, 128, 256 or row (default: 32)", groupSize)
     .option("--symmetric", "scales without zero points")
     .option("--scale-bits <n>", "bits of a scale: 16, or 6 or 8 with a factor a row (default: 16)", wholeNumber)
-    .option("--head-bits <n>", "bits of embedding and head; 16 keeps them float (default: 8)", wholeNumber);
+    .option("--head-bits <n>", "bits of embedding and head; 16 keeps them float (default: 8)", wholeNumber)
+    .option(
+      "--rotate",
+      "turn the residual stream and the values into random bases first; adds one hidden x hidden matrix",
+    )
+    .option("--tune [steps]", "train scales and norm gains against the float model's logits at the end", wholeNumber);
   withPruneFlags(command, "first; they stay zero (to prune and keep the rest float: nibble export --prune)");
   return withRefusedFlags(command, NOT_YET);
 }
@@ -75,8 +82,8 @@ export function recipeOf(flags: RecipeFlags): Recipe {
       { param: "preset" },
     );
   }
-  const { bits, groupSize, symmetric, headBits } = flags;
+  const { bits, groupSize, symmetric, headBits, rotate, tune } = flags;
   const scaleBits = flags.scaleBits as ScaleBits | undefined; // recipes check it
-  const options = { bits, groupSize, symmetric, headBits, scaleBits, prune: pruningOf(flags) };
+  const options = { bits, groupSize, symmetric, headBits, scaleBits, rotate, tune, prune: pruningOf(flags) };
   return flags.method ? method(flags.method, options) : preset(flags.preset ?? "default", options);
 }

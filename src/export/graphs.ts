@@ -96,14 +96,20 @@ export function embeddingGraph({ arch, config }: Model, options: ModelBuilderOpt
   return g;
 }
 
-/** hidden_states (batch, seq, hidden) before the final norm -> "normed" and "logits" (batch, seq, vocab) float32 */
-export function headGraph({ arch, config }: Model, options: ModelBuilderOptions): BlockGraph {
+/**
+ * hidden_states (batch, seq, hidden) before the final norm -> "normed" and "logits" (batch, seq, vocab) float32; `fused: false`
+ * keeps operators that have backward rules.
+ */
+export function headGraph(
+  { arch, config }: Model,
+  options: ModelBuilderOptions & { readonly fused?: boolean },
+): BlockGraph {
   const g = new Graph(`${config.modelType}.head`);
   const m = new ModelBuilder(g, options);
   const input = g.input("hidden_states", m.activations, ["batch_size", "sequence_length", config.hiddenSize]);
   const normed = arch.finalNorm(m, input, config);
   g.output(normed, "normed");
   const output = g.output(ops.cast(g, arch.head(m, normed, config), "float32"), "logits");
-  fuse(g);
+  if (options.fused ?? true) fuse(g);
   return { graph: g, builder: m, input, output };
 }

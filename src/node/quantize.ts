@@ -2,7 +2,7 @@
 import { ortProducts } from "../../quant/products.ts";
 import { quantizeModel } from "../../quant/quantize.ts";
 import type { QuantizedModel } from "../../quant/quantized-model.ts";
-import type { Recipe } from "../../quant/recipes.ts";
+import { type Recipe, windowsOf } from "../../quant/recipes.ts";
 import { resolveModel } from "../arch/index.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { OnProgress } from "../progress.ts";
@@ -44,7 +44,7 @@ export async function quantize(
     checkpoint,
     tokenizer,
     named,
-    Math.max(recipe.windows, KV_CALIBRATION_WINDOWS),
+    Math.max(windowsOf(recipe), KV_CALIBRATION_WINDOWS),
   );
   const store = diskLayerStore({
     version,

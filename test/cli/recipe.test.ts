@@ -32,7 +32,12 @@ test("an unknown method and a group size that is none are refused", () => {
   expect(() => parse("--group-size", "many")).toThrow(/number, or "row"/);
 });
 
+test("--rotate and --tune are steps of any recipe, tuning in as many steps as are asked for", () => {
+  expect(recipeOf(parse("--rotate", "--tune"))).toMatchObject({ name: "default", rotation: 1, tuning: { steps: 64 } });
+  expect(recipeOf(parse("--method", "rtn", "--tune", "8"))).toMatchObject({ windows: 0, tuning: { steps: 8 } });
+  expect(() => parse("--tune", "0")).toThrow(/tune/);
+});
+
 test("names of the documentation that have no feature yet are refused by name", () => {
-  expect(() => parse("--prune", "wanda")).toThrow(/--prune: not in this version/);
-  expect(() => parse("--fit", "80MB", "--tune")).toThrow(/--fit, --tune: not in this version/);
+  expect(() => parse("--fit", "80MB")).toThrow(/--fit: not in this version/);
 });
