@@ -26,6 +26,7 @@ export async function* complete(
   const writer = new LogprobsWriter(tokenizer, echo ? prompt.text : "");
   const spaces = new FirstSpace(tokenizer, true);
   let echoed = !echo;
+  let leavesSpace = prompt.leavesSpace ?? false;
   for await (const piece of engine.generate(prompt.ids, options)) {
     if (piece.finish === "aborted") throw new NibbleError("aborted", "The request was cancelled.");
     if (!echoed) {
@@ -35,7 +36,11 @@ export async function* complete(
       yield { text: prompt.text, tokens: [], ...(logprobs ? { logprobs } : {}) };
     }
     held.add(piece);
-    const text = spaces.text(piece.text, piece);
+    let text = spaces.text(piece.text, piece);
+    if (leavesSpace && text !== "") {
+      if (text.startsWith(" ")) text = text.slice(1);
+      leavesSpace = false;
+    }
     if (text === "" && !piece.finish) continue;
     const { tokens, logprobs } = held.take();
     yield {

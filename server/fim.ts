@@ -1,6 +1,7 @@
 /** Fill-in-the-middle prompts, by the tokens that code models were trained with. */
 import type { GenerateOptions } from "../src/runtime/engine.ts";
 import type { Tokenizer } from "../src/tokenizer/tokenizer.ts";
+import type { Prompt } from "./openai/prompts.ts";
 
 interface FimFormat {
   readonly prefix: string;
@@ -26,9 +27,9 @@ export interface ContextFile {
 }
 
 export interface FimPrompt {
-  readonly ids: readonly number[];
-  /** What filling a gap needs, under what the request asks for. */
-  readonly options: Pick<GenerateOptions, "stopTokens" | "repetitionPenalty">;
+  readonly prompt: Prompt;
+  /** The request's options with what filling a gap needs. */
+  options(asked: GenerateOptions): GenerateOptions;
 }
 
 /** Undefined where the model has no such tokens. */
@@ -44,21 +45,47 @@ export function fimPrompt(
     if (marks.some((id) => id === undefined)) continue;
     const [prefixId, suffixId, middleId] = marks as number[];
     const bos = tokenizer.encode("")[0] === tokenizer.bosId && tokenizer.bosId !== undefined ? [tokenizer.bosId] : [];
+    // vocabularies carry a word's space in front of it: a space at the end would be one that no word follows
+    const leavesSpace = before.endsWith(" ");
     const ids = [
       ...bos,
       ...fileIds(tokenizer, files),
       prefixId,
-      ...encode(before),
+      ...encode(leavesSpace ? before.slice(0, -1) : before),
       suffixId,
       ...encode(after),
       middleId,
     ];
     const ending = [prefixId, suffixId, middleId, ...ends.map((token) => tokenizer.tokenId(token))];
     const stopTokens = ending.filter((id) => id !== undefined);
-    // code repeats its names: a penalty that a model's generation_config sets for chat would forbid `a + b`
-    return { ids, options: { stopTokens, repetitionPenalty: 1 } };
+    return {
+      prompt: { ids, text: before, added: 0, leavesSpace },
+      // code repeats its names: a penalty that a model's generation_config sets for chat would forbid `a + b`
+      options: (asked) => ({
+        stopTokens,
+        repetitionPenalty: 1,
+        ...asked,
+        stop: [...(asked.stop ?? []), ...beginnings(after)],
+      }),
+    };
   }
   return undefined;
+}
+
+/** So many characters of a line are told apart from what a gap itself may hold. */
+const TELLING = 3;
+
+/**
+ * How the text behind the gap begins: an answer that gets there has filled the gap, and would go on with what is there
+ * already. One line, or two where the first says little: the closing brace of a function stands where inner ones do not.
+ */
+function beginnings(after: string): string[] {
+  const found = /^(\s*\S[^\n]*)(\n\s*\S[^\n]*)?/.exec(after);
+  if (!found) return [];
+  const [both, first, second] = found;
+  const head = first.trim().length >= TELLING ? first : both;
+  if (head.trim().length < TELLING && second === undefined) return [];
+  return [...new Set([head.trimEnd(), head.trim()])];
 }
 
 /** Other files of the project before the gap: `<|file_sep|>name\ntext`, as Qwen2.5-Coder was trained. */

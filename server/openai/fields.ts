@@ -111,7 +111,7 @@ const completions = [
   done("model", "a name from /v1/models; without it the first one"),
   done("prompt", "a string, strings, token ids or lists of them"),
   done("echo", "the prompt before the answer, with its log probabilities where asked for"),
-  done("suffix", "text after the gap, for models with fill-in-the-middle tokens"),
+  done("suffix", "text after the gap, for models with fill-in-the-middle tokens; the answer ends where it begins"),
   done("logprobs", "0 to 20 alternatives"),
   done("max_tokens", "default 16"),
   done("n", "1 to 16 answers"),

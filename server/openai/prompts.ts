@@ -20,6 +20,8 @@ export interface Prompt {
   readonly text: string;
   /** How many ids at the front the server added (the begin-of-sequence token). */
   readonly added: number;
+  /** The space at its end is not among the ids: the answer begins with it, and it is taken off there. */
+  readonly leavesSpace?: boolean;
 }
 
 export function toPrompts(input: PromptInput, tokenizer: Tokenizer, vocabSize: number, param: string): Prompt[] {

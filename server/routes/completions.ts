@@ -41,10 +41,10 @@ export function completions(context: ServerContext): Hono {
     try {
       const options = { ...completionOptions(request, engine.info.vocabSize), signal: held.signal };
       const echo = request.echo ?? false;
-      runs = promptsOf(request, engine).flatMap(({ prompt, fim }) =>
+      runs = promptsOf(request, engine).flatMap(({ prompt, fill = (asked) => asked }) =>
         Array.from({ length: n }, (_, index) => {
           const seed = options.seed === undefined ? {} : { seed: options.seed + index };
-          return complete(engine, prompt, { ...fim, ...options, ...seed }, echo);
+          return complete(engine, prompt, fill({ ...options, ...seed }), echo);
         }),
       );
     } catch (error) {
@@ -72,7 +72,7 @@ function promptCount({ prompt }: CompletionRequest): number {
 interface Start {
   readonly prompt: Prompt;
   /** What filling a gap needs. */
-  readonly fim?: FimPrompt["options"];
+  readonly fill?: FimPrompt["options"];
 }
 
 function promptsOf(request: CompletionRequest, engine: Engine): Start[] {
@@ -96,7 +96,7 @@ function around(prompt: Prompt, { suffix = "", echo }: CompletionRequest, { toke
     const message = "'suffix' needs a model with fill-in-the-middle tokens, and this one has none.";
     throw refuse("suffix", message, "unsupported_value");
   }
-  return { prompt: { ids: fim.ids, text: prompt.text, added: 0 }, fim: fim.options };
+  return { prompt: fim.prompt, fill: fim.options };
 }
 
 /** Each prompt counts once, each of its n answers counts. */

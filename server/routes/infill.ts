@@ -36,15 +36,10 @@ export function infill(context: ServerContext): Hono {
       const before = request.input_prefix + (request.prompt ?? "");
       const fim = fimPrompt(engine.tokenizer, before, request.input_suffix, request.input_extra);
       if (!fim) throw refuse("model", "This model has no fill-in-the-middle tokens.", "unsupported_value");
-      requireContext(engine, fim.ids, "prompt");
+      requireContext(engine, fim.prompt.ids, "prompt");
       const limit = request.n_predict !== undefined && request.n_predict >= 0 ? request.n_predict : request.max_tokens;
-      const options = defined({
-        ...fim.options,
-        ...samplingOptions(request, engine.info.vocabSize),
-        maxTokens: limit,
-        signal: held.signal,
-      });
-      parts = holding(held, complete(engine, { ids: fim.ids, text: before, added: 0 }, options, false));
+      const asked = { ...samplingOptions(request, engine.info.vocabSize), maxTokens: limit, signal: held.signal };
+      parts = holding(held, complete(engine, fim.prompt, fim.options(defined(asked)), false));
     } catch (error) {
       held.end();
       throw error;

@@ -293,9 +293,10 @@ async function plainCompletion(
     const fim = request.suffix ? fimPrompt(engine.tokenizer, text, request.suffix) : undefined;
     if (request.suffix && !fim) throw refuse("suffix", `${model} does not support insert`, "unsupported_value");
     const [plain] = toPrompts(text, engine.tokenizer, engine.info.vocabSize, "prompt");
-    const prompt = fim ? { ids: fim.ids, text, added: 0 } : plain;
+    const { prompt } = fim ?? { prompt: plain };
     requireContext(engine, prompt.ids, "prompt");
-    const parts = complete(engine, prompt, { ...fim?.options, ...ollamaOptions(request), signal: held.signal }, false);
+    const asked = { ...ollamaOptions(request), signal: held.signal };
+    const parts = complete(engine, prompt, fim?.options(asked) ?? asked, false);
     const lines = async function* (): AsyncGenerator<Line> {
       for await (const { text: response, finish, usage, timings } of holding(held, parts)) {
         const line = { model, created_at: new Date().toISOString(), response, done: finish !== undefined };

@@ -76,6 +76,23 @@ test("suffix and /infill put the gap between the model's own tokens; both end in
   expect(seen).toEqual(Array(2).fill("<s><fim_prefix>before<fim_suffix>after<fim_middle>"));
 });
 
+test("a gap ends where the text behind it begins, and takes over the space that stood before it", async () => {
+  const seen: string[] = [];
+  const answers = [" a + b;\n}\n\nmore", "a\n\nprint(add(1, 2))", " f(g());\n  }\n  h();\n}"];
+  const { post } = testApp({
+    script: (prompt) => {
+      seen.push(prompt);
+      return answers[seen.length - 1];
+    },
+  });
+  const fill = async (input_prefix: string, input_suffix: string) =>
+    (await (await post("/infill", { input_prefix, input_suffix })).json()) as { content: string; stop_type: string };
+  expect(await fill("  return ", ";\n}\n")).toMatchObject({ content: "a + b", stop_type: "word" });
+  expect(await fill("return ", "\n\nprint(add(1, 2))\n")).toMatchObject({ content: "a" }); // no space came
+  expect(await fill("{\n  if (x) { ", ";\n}\n")).toMatchObject({ content: "f(g());\n  }\n  h()" }); // the inner brace stays
+  expect(seen[0]).toContain("<fim_prefix>  return<fim_suffix>");
+});
+
 test("embeddings: order kept, base64 is the same numbers, dimensions normalised again", async () => {
   const { post } = testApp();
   const input = ["abc", "xyzzy"];
