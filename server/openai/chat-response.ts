@@ -43,13 +43,25 @@ export function addUsage(all: readonly FinalUsage[]): FinalUsage {
   }));
 }
 
-export function logprobsOut(tokenizer: Tokenizer, logprobs: readonly GeneratedToken[] | undefined) {
+/**
+ * Tokens put together are the text: a character of several tokens stands at the last of them, and the space that a
+ * tokenizer drops before the first word is not there.
+ */
+export function logprobsOut(tokenizer: Tokenizer, logprobs: readonly GeneratedToken[] | undefined, text?: string) {
   if (!logprobs) return null;
-  const content = logprobs.map((token) => ({
+  const texts = tokenTexts(tokenizer, logprobs);
+  if (text !== undefined && texts[0]?.startsWith(" ") && texts.join("") === ` ${text}`) texts[0] = texts[0].slice(1);
+  const content = logprobs.map((token, i) => ({
     ...describeToken(tokenizer, token),
+    token: texts[i],
     top_logprobs: token.top.map((other) => describeToken(tokenizer, other)),
   }));
   return { content, refusal: null };
+}
+
+function tokenTexts(tokenizer: Tokenizer, tokens: readonly GeneratedToken[]): string[] {
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  return tokens.map(({ id }, i) => decoder.decode(tokenizer.tokenBytes(id), { stream: i < tokens.length - 1 }));
 }
 
 function chunk(
@@ -96,7 +108,7 @@ export function usageChunk(head: ResponseHead, usage: FinalUsage) {
 export function toChunk(head: ResponseHead, index: number, event: AnswerEvent, tokenizer: Tokenizer) {
   switch (event.kind) {
     case "text":
-      return chunk(head, index, { content: event.text }, null, logprobsOut(tokenizer, event.logprobs));
+      return chunk(head, index, { content: event.text }, null, logprobsOut(tokenizer, event.logprobs, event.text));
     case "reasoning":
       return chunk(head, index, { reasoning_content: event.text });
     case "tool_call": {
@@ -168,7 +180,7 @@ export function toCompletion(
         ...(answer.reasoning === "" ? {} : { reasoning_content: answer.reasoning }),
         ...(answer.toolCalls.length === 0 ? {} : { tool_calls: answer.toolCalls }),
       },
-      logprobs: logprobs ? logprobsOut(tokenizer, answer.logprobs ?? []) : null,
+      logprobs: logprobs ? logprobsOut(tokenizer, answer.logprobs ?? [], answer.text) : null,
       finish_reason: answer.finish.reason,
     })),
     usage: usageOut(addUsage(answers.map(({ finish }) => finish.usage))),

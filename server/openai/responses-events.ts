@@ -1,8 +1,9 @@
 /** An answer as a Response object that grows, and the stream events that tell of each step. */
 import type { GeneratedToken } from "../../src/runtime/engine.ts";
 import type { Tokenizer } from "../../src/tokenizer/tokenizer.ts";
-import { type AnswerEvent, describeToken, type FinalUsage } from "../answer.ts";
+import type { AnswerEvent, FinalUsage } from "../answer.ts";
 import { makeId, unixSeconds } from "../context.ts";
+import { logprobsOut } from "./chat-response.ts";
 import { toHttpError } from "./errors.ts";
 import type { ResponsesRequest } from "./responses-request.ts";
 
@@ -187,10 +188,7 @@ export class ResponseBuilder {
       item = fresh;
     }
     const [part] = item.content;
-    const scores = (logprobs ?? []).map((token) => ({
-      ...describeToken(this.tokenizer, token),
-      top_logprobs: token.top.map((other) => describeToken(this.tokenizer, other)),
-    }));
+    const scores = logprobsOut(this.tokenizer, logprobs, delta)?.content ?? [];
     part.text += delta;
     part.logprobs.push(...scores);
     const at = { ...this.place(item), content_index: 0 };

@@ -29,6 +29,8 @@ interface ServeFlags extends LoadFlags {
 /** Read where no flag gives keys, so that none has to stand in a process list. */
 const KEYS_VARIABLE = "NIBBLE_API_KEY";
 
+const isLoopback = (host: string): boolean => /^(127\.|localhost$|::1$)/.test(host);
+
 const repeated = (value: string, previous: readonly string[]): readonly string[] => [...previous, value];
 
 export const serveCommand = withLoadFlags(
@@ -48,12 +50,15 @@ export const serveCommand = withLoadFlags(
 ).action((dirs: readonly string[], flags: ServeFlags) =>
   runCommand(flags, async (context) => {
     const { output, onInterrupt } = context;
+    const keys = await apiKeys(flags);
+    if (keys.length === 0 && !isLoopback(flags.host))
+      output.note(`${flags.host} lets others in, and no key is asked for: --api-key or --api-key-file sets one.`);
     const format = flags.logJson ? formatLogJson : formatLog;
     const server = await serve({
       models: await modelSources(dirs, flags, context),
       port: flags.port,
       host: flags.host,
-      apiKeys: await apiKeys(flags),
+      apiKeys: keys,
       corsOrigins: flags.corsOrigin,
       allowedHosts: flags.allowedHost,
       queueLimit: flags.queue,
@@ -114,7 +119,20 @@ async function modelSource(dir: string, flags: ServeFlags, context: CommandConte
 }
 
 async function apiKeys({ apiKey, apiKeyFile }: ServeFlags): Promise<readonly string[]> {
-  const file = apiKeyFile === undefined ? "" : await readFile(apiKeyFile, "utf8");
+  const file = apiKeyFile === undefined ? "" : await keyFile(apiKeyFile);
   const keys = [...apiKey, ...file.split("\n"), ...(process.env[KEYS_VARIABLE] ?? "").split(",")];
   return keys.map((key) => key.trim()).filter((key) => key !== "");
+}
+
+/** A file without a key would leave the door open that it was named to close. */
+async function keyFile(path: string): Promise<string> {
+  const text = await readFile(path, "utf8").catch((cause) => {
+    throw new NibbleError("not_found", `--api-key-file ${path} cannot be read: ${cause.code ?? cause.message}.`, {
+      cause,
+    });
+  });
+  if (text.trim() !== "") return text;
+  throw new NibbleError("bad_option", `--api-key-file ${path} holds no key: write one a line.`, {
+    param: "apiKeyFile",
+  });
 }

@@ -114,6 +114,30 @@ export function textsNode(
   throw new NibbleError("unsupported", `${shown}: too large together.`);
 }
 
+const matchers = new Map<string, { languages: Languages; start: Language }>();
+const MAX_MATCHERS = 256;
+/** A matcher that has grown beyond this is made anew. */
+const MAX_EXPRESSIONS = 20_000;
+
+/** Whether a text holds a match: in a time that its length bounds, whatever the pattern (a RegExp may take for ever). */
+export function holdsMatch(pattern: string, text: string): boolean {
+  let matcher = matchers.get(pattern);
+  if (matcher === undefined || matcher.languages.size > MAX_EXPRESSIONS) {
+    const languages = new Languages();
+    matcher = { languages, start: textLanguage(languages, [{ pattern, mode: "search" }], 0, Number.POSITIVE_INFINITY) };
+    if (matchers.size >= MAX_MATCHERS) matchers.clear();
+    matchers.set(pattern, matcher);
+  }
+  const { languages, start } = matcher;
+  let state = start;
+  for (const char of text) {
+    state = languages.deriveKnown(state, char.codePointAt(0)!);
+    if (languages.size > MAX_EXPRESSIONS)
+      throw new NibbleError("unsupported", `pattern ${JSON.stringify(pattern)}: too large to match a text with it.`);
+  }
+  return state.nullable;
+}
+
 /** No text keeps all of the rules. */
 export function isEmptyText(rules: readonly TextRule[]): boolean {
   const languages = new Languages();

@@ -4,6 +4,7 @@
  * be left out because it cannot be said, `omitted` names it.
  */
 
+import { holdsMatch } from "./regex.ts";
 import {
   bad,
   count,
@@ -21,10 +22,13 @@ import { admits } from "./schema-values.ts";
 
 /** Cases of one place in a document; more than this is refused rather than compiled for minutes. */
 const MAX_CASES = 400;
+/** Of a whole schema: pairs of cases put together. */
+const MAX_MEETINGS = 200_000;
 
 export class Cases {
   readonly #known = new Map<Term, readonly Shape[]>();
   readonly #open = new Set<Term>();
+  #meetings = 0;
   readonly #admits = (shape: Shape, value: unknown): boolean => admits(this, shape, value);
   /** The first thing that was left out. */
   omitted: { readonly at: string; readonly what: string } | undefined;
@@ -63,6 +67,8 @@ export class Cases {
   and(some: readonly Shape[], others: readonly Shape[], at: string): readonly Shape[] {
     if (others === ANYTHING) return some;
     if (some === ANYTHING) return others;
+    this.#meetings += some.length * others.length;
+    if (this.#meetings > MAX_MEETINGS) throw unsupported(at, "a schema with so many cases to combine");
     const met = new Set<Shape>();
     for (const a of some)
       for (const b of others) {
@@ -87,7 +93,7 @@ export class Cases {
   /** The schemas that a property of this name has to satisfy. */
   propertyTerms(layers: readonly PropertyLayer[], name: string): readonly Term[] {
     return layers.flatMap(({ names, patterns, rest }) => {
-      const matching = patterns.filter(([pattern]) => new RegExp(pattern, "u").test(name)).map(([, term]) => term);
+      const matching = patterns.filter(([pattern]) => holdsMatch(pattern, name)).map(([, term]) => term);
       const own = names.get(name);
       if (own !== undefined) matching.unshift(own);
       return matching.length > 0 ? matching : rest === undefined ? [] : [rest];

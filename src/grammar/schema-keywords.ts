@@ -1,4 +1,5 @@
 /** The keywords that speak of one type each: a schema's own constraints, before those of the schemas inside it. */
+import { holdsMatch } from "./regex.ts";
 import { bad, count, list, record, type Schema, type SchemaDocument, type Term } from "./schema-document.ts";
 import {
   ANYTHING,
@@ -145,8 +146,7 @@ function propertyShape(document: SchemaDocument, schema: Schema, at: string, rea
   });
   const extra = schema.additionalProperties;
   const rest = extra === undefined ? undefined : read(extra, "additionalProperties");
-  const allowed = (name: string): boolean =>
-    names.has(name) || patterns.some(([pattern]) => new RegExp(pattern, "u").test(name));
+  const allowed = (name: string): boolean => names.has(name) || patterns.some(([pattern]) => holdsMatch(pattern, name));
   const missing = rest === document.never ? required.find((name) => !allowed(name)) : undefined;
   if (missing !== undefined) throw bad(`${at}/required`, `"${missing}" is required but not allowed`);
   const min = count(schema.minProperties, `${at}/minProperties`) ?? 0;

@@ -1,4 +1,5 @@
 /** Whether a value is one of a case's: what filters `enum` and `const` beside other keywords. */
+import { holdsMatch } from "./regex.ts";
 import type { Cases } from "./schema-cases.ts";
 import {
   type ArrayShape,
@@ -53,7 +54,7 @@ export function decimal(value: number): { digits: bigint; places: number } {
 /** Formats are annotations here: a value that the schema itself names is what it wants. */
 function admitsString({ min, max, patterns, avoid, except }: StringShape, value: string): boolean {
   const length = Array.from(value).length;
-  const matches = (pattern: string): boolean => new RegExp(pattern, "u").test(value);
+  const matches = (pattern: string): boolean => holdsMatch(pattern, value);
   if (length < min || length > max || except.includes(value)) return false;
   return patterns.every(matches) && !avoid.some(matches);
 }

@@ -157,6 +157,13 @@ describe("a quantized model", () => {
     expect(stderr).toMatch(/context of 100000 tokens/);
   });
 
+  test("serve does not start with a key file that holds no key", async () => {
+    await writeFile(join(folder, "keys"), "\n");
+    const { code, stderr } = await run(["serve", "q4", "--port", "0", "--api-key-file", "keys"]);
+    expect([code, stderr]).toEqual([2, expect.stringMatching(/holds no key/)]);
+    expect((await run(["serve", "q4", "--api-key-file", "none"])).stderr).toMatch(/--api-key-file none cannot be read/);
+  });
+
   test("serve answers over HTTP beside a broken model, names its address, and ends on SIGINT", async () => {
     await mkdir(join(folder, "broken"), { recursive: true });
     await writeFile(join(folder, "broken", "config.json"), "{");

@@ -258,6 +258,20 @@ describe("what is not understood is refused by name and place", () => {
     expect(compile).toThrow(expect.objectContaining(param === "" ? { code } : { code, param }));
   });
 
+  test("a pattern that would keep a RegExp busy for ever", () => {
+    const slow = { type: "string", pattern: "^(a+)+$", enum: [`${"a".repeat(60)}!`, "aaa"] };
+    expect(takes(slow, '"aaa"')).toBe(true);
+    expect(takes(slow, `"${"a".repeat(60)}!"`)).toBe(false);
+  });
+
+  test("a schema that multiplies out beyond measure", () => {
+    const choice = (i: number) => ({
+      anyOf: Array.from({ length: 8 }, (_, j) => ({ properties: { [`p${i}`]: { minimum: j } }, required: [`q${j}`] })),
+    });
+    const schema = { type: "object", allOf: Array.from({ length: 12 }, (_, i) => choice(i)) };
+    expect(() => compileGrammar(spec(schema), tokenizer)).toThrow(/cases/);
+  });
+
   test("a $ref that only refers to itself", () => {
     expect(() => compileGrammar(spec({ $ref: "#" }), tokenizer)).toThrow();
   });

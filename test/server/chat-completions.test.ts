@@ -9,6 +9,10 @@ interface Chunk {
   usage?: Record<string, unknown>;
 }
 
+interface TokenScores {
+  content: { token: string; bytes: number[] }[];
+}
+
 describe("one answer", () => {
   test("has OpenAI's shape and counts its tokens", async () => {
     const { post } = testApp();
@@ -144,6 +148,22 @@ describe("a stream", () => {
       expect(mine[0].delta.role).toBe("assistant");
       expect(mine.map(({ delta }) => delta.content ?? "").join("")).toBe("Hello there");
       expect(mine.at(-1)?.finish_reason).toBe("stop");
+    }
+  });
+
+  test("a character of several tokens is whole in log probabilities too: tokens put together are the text", async () => {
+    const { post } = testApp({ script: () => "a😀é!" });
+    for (const stream of [false, true]) {
+      const response = await post("/v1/chat/completions", { messages: hi, logprobs: true, top_logprobs: 1, stream });
+      const choices = stream
+        ? ((await events(response)).slice(0, -1) as Chunk[]).map((chunk) => chunk.choices[0])
+        : (await response.json()).choices;
+      const tokens = choices.flatMap(
+        (choice: { logprobs?: unknown }) => (choice.logprobs as TokenScores | null)?.content ?? [],
+      );
+      expect(tokens.map(({ token }: { token: string }) => token).join("")).toBe("a😀é!");
+      const bytes = tokens.flatMap((token: { bytes: number[] }) => token.bytes);
+      expect(new TextDecoder().decode(Uint8Array.from(bytes))).toBe("a😀é!");
     }
   });
 
