@@ -36,7 +36,8 @@ export async function quantizeHead(
     tools.signal?.throwIfAborted();
     const { shape, data } = await checkpoint.readTensor(tensor);
     const [rows, cols] = shape;
-    const spec: GridSpec = { ...format, roundScale: roundScaleToF16 };
+    const groupSize = format.groupSize === "row" ? cols : format.groupSize;
+    const spec: GridSpec = { ...format, groupSize, roundScale: roundScaleToF16 };
     const calibrate = tensor === head && hidden.length > 0 && recipe.rounding === "gptq" && format.bits < PLAIN_BITS;
     const statistics = calibrate ? await headStatistics(model, cols, hidden, tools) : undefined;
     const parts: QuantizedMatrix[] = [];

@@ -20,6 +20,7 @@ export {
   prune,
   type Recipe,
   rtn,
+  smoothquant,
 } from "./recipes.ts";
 export type { LayerStore } from "./record.ts";
 export { rotateModel } from "./rotate.ts";

@@ -36,6 +36,7 @@ import { decodeLayer, encodeLayer, type LayerRecord, type LayerStore, type Linea
 import { rotateModel } from "./rotate.ts";
 import { rtnMatrix } from "./rtn.ts";
 import { rowsOfGrid } from "./scale-grid.ts";
+import { searchSmoothing, TokenSampler } from "./smoothquant.ts";
 import { tune } from "./tune.ts";
 import { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16 } from "./types.ts";
 
@@ -252,11 +253,13 @@ class SiteWalk {
     const wanted = floatName(segment)!;
     const cols = this.block.weight(this.block.sites[index][0]).shape[1];
     const moment = new SecondMoment(cols, this.tools.products);
+    const sampler = this.recipe.inputBits && new TokenSampler(cols);
     const later = this.block.segments.slice(index + 1).flatMap((next) => floatName(next) ?? []);
     const keep = [...later, outputOf(this.block)].includes(wanted);
     await this.runSegment(index, batches, async (batch, i) => {
       const started = performance.now();
       const X = floatsOf(batch, segment.tap!);
+      sampler?.add(X);
       const float = aims && floatsOf(aims[i], wanted);
       if (!keep) aims?.[i].delete(wanted);
       if (float && residual) await moment.add(X, difference(float, floatsOf(batch, residual.before)));
@@ -264,7 +267,7 @@ class SiteWalk {
       else await moment.add(X, float?.length === X.length ? float : undefined);
       this.tools.onTime?.("moments", performance.now() - started);
     });
-    return moment.statistics();
+    return { ...moment.statistics(), ...(sampler && { sample: sampler.sample() }) };
   }
 
   private async quantizeSite(index: number, linears: readonly string[], gathered: Gathered | undefined): Promise<void> {
@@ -348,7 +351,10 @@ class SiteWalk {
     const { cols } = matrices[0];
     const source = Int32Array.from({ length: cols }, (_, c) => group.source?.(c) ?? c);
     const channels = "linear" in group.from ? this.block.weight(group.from.linear).shape[0] : cols;
-    const fold = await searchFold(matrices, source, channels, spec, statistics, this.tools.products);
+    const { sample } = statistics;
+    const fold = sample
+      ? searchSmoothing(matrices, source, channels, sample)
+      : await searchFold(matrices, source, channels, spec, statistics, this.tools.products);
     if (fold.exponent === undefined) return undefined;
     await this.divideSource(group.from, fold.scales);
     return { ...fold, source };

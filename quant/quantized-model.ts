@@ -63,7 +63,9 @@ export class QuantizedModel {
 
   /** Codes as they are exported. */
   get weights(): Weights {
+    const { inputBits } = this.plan;
     return this.weightsWith((matrix) => {
+      if (inputBits) return { ...matrix, symmetric: true, inputBits, load: async () => matrix };
       const { rows, cols, bits, zeros, scaleGrid } = matrix;
       return {
         rows,

@@ -8,7 +8,7 @@ import type { Tuning } from "./tune.ts";
 
 export interface HeadFormat {
   readonly bits: number;
-  readonly groupSize: number;
+  readonly groupSize: number | "row";
   readonly symmetric: boolean;
   readonly scaleBits?: ScaleBits;
 }
@@ -26,8 +26,10 @@ export interface Recipe {
   readonly rounding: "rtn" | "hqq" | "gptq" | "none";
   /** Search grids by squared error (weighted by the inputs, where calibrated) instead of taking the range. */
   readonly searchGrid: boolean;
-  /** AWQ's per-channel factors, folded into what makes the input. */
+  /** Per-channel factors, folded into what makes the input: AWQ's, or with `inputBits` SmoothQuant's. */
   readonly fold: boolean;
+  /** Inputs are rounded too, at run time, one scale a token: products on integer kernels (src/arch/integer-layers.ts). */
+  readonly inputBits?: 8;
   /** GPTAQ's term, 0 to 1. */
   readonly asymmetry: number;
   /** Rounds of refitting scales to the codes and sweeping again. */
@@ -84,6 +86,8 @@ function tuningOf(tune: boolean | number): Tuning {
 const SCALE_BITS = [6, 8, 16];
 const GROUP_SIZES = [16, 32, 64, 128, 256];
 const DEFAULT_WINDOWS = 64;
+/** Largest magnitudes and 8-bit rounding need less text than 4-bit codes do. */
+const SMOOTHING_WINDOWS = 16;
 
 function base(name: string, options: MethodOptions): Recipe {
   const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune, rotate, tune } = options;
@@ -155,6 +159,36 @@ export const awq = (options: MethodOptions = {}): Recipe => ({
   windows: DEFAULT_WINDOWS,
 });
 
+/**
+ * SmoothQuant: weights and inputs in 8 bits, for integer kernels; what smoothing leaves of the weights' rounding GPTQ makes
+ * good. These kernels know no other format.
+ */
+export function smoothquant(options: MethodOptions = {}): Recipe {
+  const { bits = 8, groupSize = "row", headBits = 8, prune } = options;
+  for (const [flag, found, needed] of [
+    ["bits", bits, 8],
+    ["group-size", groupSize, "row"],
+  ] as const) {
+    if (found === needed) continue;
+    throw new NibbleError("bad_option", `smoothquant: ${flag} is ${found}; integer products take ${needed}.`, {
+      param: flag,
+    });
+  }
+  if (headBits !== 8 && headBits !== 16) {
+    throw new NibbleError("bad_option", `smoothquant: head bits is ${headBits}; use 8, or 16 for a float head.`, {
+      param: "head-bits",
+    });
+  }
+  return {
+    ...base("smoothquant", { bits, groupSize, symmetric: true, headBits, prune }),
+    rounding: "gptq",
+    fold: true,
+    inputBits: 8,
+    head: headBits === 8 ? { bits: 8, groupSize: "row", symmetric: true } : undefined,
+    windows: SMOOTHING_WINDOWS,
+  };
+}
+
 /** AWQ's fold, then GPTQ, on few windows. */
 const fast = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "fast", fold: true, windows: 8 });
 /**
@@ -186,7 +220,7 @@ export function preset(name: Preset, options: MethodOptions = {}): Recipe {
   return presets[name](options);
 }
 
-const methods = { rtn, hqq, gptq, awq };
+const methods = { rtn, hqq, gptq, awq, smoothquant };
 export type Method = keyof typeof methods;
 export const METHODS = Object.keys(methods) as Method[];
 

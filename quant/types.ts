@@ -1,6 +1,8 @@
 /** What quantizers share: which grids are allowed, and what calibration knows about a linear's inputs. */
 import type { ScaleBits } from "../src/tensor/quantized.ts";
 
+import type { TokenSample } from "./smoothquant.ts";
+
 /** Which grids are allowed: value = (code - zero) * scale, one scale (and zero) per row and group of columns. */
 export interface GridSpec {
   /** 2 to 8. */
@@ -31,6 +33,8 @@ export interface InputStatistics {
   readonly H: Moment;
   /** (cols) mean |X|, AWQ's measure of how much a channel carries. */
   readonly meanAbs?: ArrayLike<number>;
+  /** Some of the inputs themselves, where rounding them is part of the loss. */
+  readonly sample?: TokenSample;
   /**
    * (rows, cols) (Y_float - W X) Xᵀ / tokens, Y_float what the unquantized prefix would make of the same tokens here:
    * what earlier layers left undone and these inputs can make good.

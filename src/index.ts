@@ -1,5 +1,16 @@
 /** The library in Node: a checkpoint in, a folder out, an engine that answers. A page imports `nibble-llm/web` instead. */
-export { awq, gptq, hqq, type MethodOptions, type Preset, preset, prune, type Recipe, rtn } from "../quant/recipes.ts";
+export {
+  awq,
+  gptq,
+  hqq,
+  type MethodOptions,
+  type Preset,
+  preset,
+  prune,
+  type Recipe,
+  rtn,
+  smoothquant,
+} from "../quant/recipes.ts";
 export type { Checkpoint } from "./checkpoint/checkpoint.ts";
 export { type ErrorCode, NibbleError } from "./errors.ts";
 export type { Manifest, ModelDtype } from "./export/model-folder.ts";

@@ -5,6 +5,7 @@ import * as ops from "../onnx/ops.ts";
 import { f32ToF16 } from "../tensor/dtypes.ts";
 import { containerBits, packCodes, packZeros } from "../tensor/pack.ts";
 import { type QuantizedMatrix, scaleCodes, scaleZero } from "../tensor/quantized.ts";
+import { integerEmbedding, integerLinear } from "./integer-layers.ts";
 import type { ModelBuilder } from "./model-builder.ts";
 import { byte, centredCodes, storedCodes } from "./stored-width.ts";
 import type { QuantizedWeight } from "./weights.ts";
@@ -27,8 +28,7 @@ export function quantizedLinear(
 ): Value {
   const { g } = m;
   const tensors = names.map((name) => `${name}.weight`);
-  const [{ bits, cols, groupSize }] = weights;
-  const stored = storeMatrices(m, tensors, weights);
+  const [{ bits, cols, groupSize, inputBits }] = weights;
   const rows = weights.reduce((sum, weight) => sum + weight.rows, 0);
   const biases = names.map((name) => `${name}.bias`).filter((name) => m.weights.has(name));
   if (biases.length > 0 && biases.length < names.length) {
@@ -44,6 +44,8 @@ export function quantizedLinear(
           const parts = await Promise.all(biases.map((name) => m.weights.load(name)));
           return m.toBytes(Float32Array.from(parts.flatMap((part) => [...part])));
         });
+  if (inputBits) return integerLinear(m, x, tensors, weights, bias);
+  const stored = storeMatrices(m, tensors, weights);
   return ops.matMulNBits(g, x, stored.codes, stored.scales, stored.zeros, bias, {
     rows,
     cols,
@@ -59,6 +61,7 @@ export function quantizedLinear(
  */
 export function embeddingLookup(m: ModelBuilder, tensor: string, weight: QuantizedWeight, ids: Value): Value {
   const { g } = m;
+  if (weight.inputBits) return integerEmbedding(m, tensor, weight, ids);
   const { cols, groupSize } = weight;
   const bits = containerBits(weight.bits);
   const blocks = Math.ceil(cols / groupSize);

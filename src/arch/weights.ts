@@ -8,6 +8,11 @@ export interface QuantizedWeight extends Pick<QuantizedMatrix, "rows" | "cols" |
   readonly symmetric: boolean;
   /** Default 16. */
   readonly scaleBits?: ScaleBits;
+  /**
+   * Inputs are rounded as well and products run on integer kernels: codes are 8 bits, symmetric, with one scale a row
+   * (groupSize = cols). Left out: MatMulNBits.
+   */
+  readonly inputBits?: 8;
   load(): Promise<QuantizedMatrix>;
 }
 

@@ -1,7 +1,7 @@
 /** `nibble quantize`: a checkpoint to a few bits a weight, exported and checked. */
 import { Command, Option } from "commander";
 import type { Drift } from "../eval/drift.ts";
-import { containerDtype, exportFolder, requireExportable } from "../node/export-folder.ts";
+import { exportFolder, modelDtype, requireExportable } from "../node/export-folder.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
 import { quantize } from "../node/quantize.ts";
 import { driftLine, madeLine } from "./export.ts";
@@ -49,7 +49,7 @@ withRecipeFlags(command)
 export const quantizeCommand = withCheckpointFlags(command).action((spec: string, flags: QuantizeFlags) =>
   runCommand(flags, async ({ output, signal }) => {
     const recipe = recipeOf(flags);
-    const dtype = containerDtype(recipe.bits, flags.dtype === "q4f16" ? "float16" : "float32");
+    const dtype = modelDtype(recipe, flags.dtype === "q4f16" ? "float16" : "float32");
     const kv = madeKv(flags.kv, flags.dtype);
     const { threads, adapter, context: contextLength, force: overwrite } = flags;
     const common = { threads, signal, onProgress: output.progress };

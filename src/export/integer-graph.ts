@@ -1,39 +1,30 @@
 /**
  * The integer twin of a graph with MatMulNBits, for ONNX Runtime's WASM provider, whose 4-bit kernel unpacks to float32
- * at every call. Made once from the same download:
- *
- *   W (rows, cols)     codes and group scales -> int8 with one scale per row, stored (cols, rows) for MatMulInteger
- *   x (.., cols)       per token: m = max|x|, u = round(127 x / m) + 128 as uint8
- *   y (.., rows)       (u - 128) W8, times the row's scale / 127, times m
- *
- * One scale per token, made of plain operators: the stock DynamicQuantizeLinear takes one per tensor and costs ten times
- * the drift. uint8 by int8: int8 by int8 has no fast kernel in WASM.
+ * at every call. Made once from the same download: codes and group scales become int8 with one scale per row, products
+ * those of `integer-product.ts`.
  */
 import { NibbleError } from "../errors.ts";
 import type { ByteSink } from "../files.ts";
 import { ConstantFolder, type ConstantTensor, withoutUnused } from "../onnx/fold-constants.ts";
-import type { AttributeProto, ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
+import { elementCode, Graph, type Initializer, toGraphProto, type Value } from "../onnx/graph.ts";
+import {
+  type IntegerPart,
+  integerProduct,
+  planesAfter,
+  productParts,
+  type RoundedTokens,
+  roundTokens,
+  stepOf,
+} from "../onnx/integer-product.ts";
+import type { ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
 import { f16ToF32 } from "../tensor/dtypes.ts";
 import { int8Columns, type PackedMatrix } from "./int8-columns.ts";
 
-const INT8_MAX = 127;
-const UINT8_ZERO = 128;
-/** A token of zeros has no scale; this one keeps its codes at zero. */
-const SMALLEST_MAX = 1e-20;
 /** ONNX Runtime maps external tensors; 64 keeps every vector load aligned. */
 const ALIGNMENT = 64;
-/**
- * A head is cut into products of so many columns. The kernel copies strips of its matrix at every call, and in a
- * matrix of 49,152 columns every row of a strip lies on another page: 12 ms a token on SmolLM2, 4 in parts.
- */
-const PART_ROWS = 1536;
-/** Matrices up to so many rows stay whole. */
-const WHOLE_ROWS = 8192;
 /** TensorProto.DataType */
 const FLOAT = 1;
-const UINT8 = 2;
 const INT8 = 3;
-const INT64 = 7;
 const FLOAT16 = 10;
 
 export interface IntegerGraphIo {
@@ -52,8 +43,10 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
   const constants = new ConstantFolder(model, io.read);
   const data = new DataFile(io);
   const added = new Map<string, TensorProto>();
-  const weights = new Map<string, readonly string[]>();
-  const tokens = new Map<string, QuantizedTokens>();
+  const makers = new Map(graph.node.flatMap((one) => one.output.map((name) => [name, one.opType] as const)));
+  const known = new Set(graph.initializer.map(({ name }) => name));
+  const weights = new Map<string, readonly IntegerPart[]>();
+  const tokens = new Map<string, RoundedTokens>();
   // An expert that no token was routed to reads none.
   const mayBeEmpty = graph.node.some(({ opType }) => opType === "NonZero");
   const total = graph.node.filter(({ opType }) => opType === "MatMulNBits").length;
@@ -93,13 +86,23 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
       parts = await appendParts(`${codes}/int8`, matrix, data, added);
       weights.set(codes, parts);
     }
-    let quantized = tokens.get(x);
-    if (!quantized) {
-      quantized = quantizeTokens(x, added, mayBeEmpty);
-      tokens.set(x, quantized);
-      node.push(...quantized.nodes);
+    const product = new Graph("product");
+    let rounded = tokens.get(x);
+    if (!rounded) {
+      product.scope = `${x}/int8`;
+      const input: Value = { name: x, type: "float32", shape: ["batch", "seq", shape.cols] };
+      rounded = roundTokens(product, input, { planes: planesAfter(makers.get(x)), mayBeEmpty });
+      tokens.set(x, rounded);
     }
-    node.push(...multiply(original, quantized, parts, bias));
+    const [y] = original.output;
+    product.scope = `${y}/int8`;
+    const biasValue: Value | undefined = bias ? { name: bias, type: "float32", shape: [shape.rows] } : undefined;
+    const made = integerProduct(product, rounded, parts, biasValue);
+    for (const constant of product.initializers.values()) {
+      if (!known.has(constant.name)) added.set(constant.name, inlineTensor(constant));
+    }
+    // the last node gives what the original gave
+    node.push(...toGraphProto(product, inlineTensor).node.map((step) => renamedOutput(step, made.name, y)));
     io.onMatrix?.(++done, total);
   }
 
@@ -121,104 +124,38 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
   return { ...model, graph: { ...graph, node: live, initializer: [...kept, ...added.values()] } };
 }
 
-/** Writes a matrix as int8, whole or in parts of rows; the names of the parts, each with its "/scales". */
+/** Writes a matrix as int8, in the parts that it is multiplied in. */
 async function appendParts(
   name: string,
   matrix: PackedMatrix,
   data: DataFile,
   added: Map<string, TensorProto>,
-): Promise<string[]> {
+): Promise<IntegerPart[]> {
   const { rows, cols } = matrix;
-  const partRows = rows > WHOLE_ROWS ? PART_ROWS : rows;
-  const names: string[] = [];
-  for (let start = 0; start < rows; start += partRows) {
-    const part = partRows === rows ? name : `${name}/${start}`;
-    const end = Math.min(rows, start + partRows);
+  const parts: IntegerPart[] = [];
+  for (const [start, end] of productParts(rows)) {
+    const part = start === 0 && end === rows ? name : `${name}/${start}`;
     const { values, rowScales } = int8Columns(matrix, start, end);
     const dims = [BigInt(cols), BigInt(end - start)];
     added.set(part, await data.append({ name: part, dataType: INT8, dims }, new Uint8Array(values.buffer)));
-    const scales = rowScales.map((scale) => scale / INT8_MAX); // of the token's half
-    const head = { name: `${part}/scales`, dataType: FLOAT, dims: [BigInt(end - start)] };
-    added.set(head.name, await data.append(head, new Uint8Array(scales.buffer)));
-    names.push(part);
+    const steps = rowScales.map(stepOf);
+    const head = { name: `${part}/steps`, dataType: FLOAT, dims: [BigInt(end - start)] };
+    added.set(head.name, await data.append(head, new Uint8Array(steps.buffer)));
+    parts.push({
+      weight: { name: part, type: "int8", shape: [cols, end - start] },
+      steps: { name: head.name, type: "float32", shape: [end - start] },
+    });
   }
-  return names;
+  return parts;
 }
 
-interface QuantizedTokens {
-  /** uint8 codes, and the greatest magnitude of each token (.., 1) */
-  readonly codes: string;
-  readonly bounds: string;
-  readonly nodes: readonly NodeProto[];
+/** A small constant inside the graph. */
+function inlineTensor({ name, type, shape, data }: Initializer): TensorProto {
+  return { name, dataType: elementCode(type), dims: shape.map(BigInt), rawData: data as Uint8Array };
 }
 
-/**
- * The nodes that round an activation; every matrix that reads it shares them.
- * @param mayBeEmpty x can have no rows: ONNX Runtime 1.30 reduces (0, cols) to itself, not to (0, 1), so that is cut.
- */
-function quantizeTokens(x: string, added: Map<string, TensorProto>, mayBeEmpty: boolean): QuantizedTokens {
-  const scalar = (name: string, value: number) => {
-    added.set(name, { name, dataType: FLOAT, dims: [], rawData: new Uint8Array(Float32Array.of(value).buffer) });
-    return name;
-  };
-  const whole = (name: string, value: bigint) => {
-    added.set(name, { name, dataType: INT64, dims: [1n], rawData: new Uint8Array(BigInt64Array.of(value).buffer) });
-    return name;
-  };
-  const last = whole("int8/last", -1n);
-  scalar("int8/whole", 1); // tokens' scales are not one number: they follow the product
-  const zero = "int8/zero";
-  added.set(zero, { name: zero, dataType: UINT8, dims: [], rawData: Uint8Array.of(UINT8_ZERO) });
-  const at = (part: string) => `${x}/int8/${part}`;
-  const step = (opType: string, input: string[], part: string, attributes: AttributeProto[] = []): NodeProto => ({
-    opType,
-    name: at(opType),
-    input,
-    output: [at(part)],
-    attribute: attributes,
-  });
-  return {
-    codes: at("codes"),
-    bounds: at("bound"),
-    nodes: [
-      step("Abs", [x], "abs"),
-      step("ReduceMax", [at("abs"), last], "max", [int("keepdims", 1)]),
-      ...(mayBeEmpty ? [step("Slice", [at("max"), whole("int8/first", 0n), whole("int8/one", 1n), last], "one")] : []),
-      step("Max", [at(mayBeEmpty ? "one" : "max"), scalar("int8/smallest", SMALLEST_MAX)], "bound"),
-      step("Div", [x, at("bound")], "share"),
-      step("QuantizeLinear", [at("share"), scalar("int8/step", 1 / INT8_MAX), zero], "codes"),
-    ],
-  };
-}
-
-/** The product of rounded tokens and the parts of a matrix, back in floats under the original's name. */
-function multiply(
-  original: NodeProto,
-  { codes, bounds }: QuantizedTokens,
-  parts: readonly string[],
-  bias?: string,
-): NodeProto[] {
-  const [y] = original.output;
-  const at = (part: string | number) => `${y}/int8/${part}`;
-  const node = (
-    opType: string,
-    input: string[],
-    output: string,
-    more: Pick<NodeProto, "domain"> & { attribute?: AttributeProto[] } = {},
-  ): NodeProto => ({ opType, name: `${output}/${opType}`, input, output: [output], attribute: [], ...more });
-  const products = parts.map((part, i) => {
-    const input = [codes, part, "int8/whole", `${part}/scales`, "int8/zero"];
-    return node("MatMulIntegerToFloat", input, at(i), { domain: "com.microsoft" });
-  });
-  const names = products.map(({ output }) => output[0]);
-  if (names.length > 1) products.push(node("Concat", names, at("row"), { attribute: [int("axis", -1)] }));
-  const row = products.at(-1)!.output[0];
-  if (!bias) return [...products, node("Mul", [row, bounds], y)];
-  return [...products, node("Mul", [row, bounds], at("product")), node("Add", [at("product"), bias], y)];
-}
-
-function int(name: string, value: number): AttributeProto {
-  return { name, type: 2, i: BigInt(value) };
+function renamedOutput(node: NodeProto, from: string, to: string): NodeProto {
+  return { ...node, output: node.output.map((name) => (name === from ? to : name)) };
 }
 
 function attribute(node: NodeProto, name: string): number {

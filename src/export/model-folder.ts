@@ -10,6 +10,8 @@ export const FILE_SUFFIX = {
   q2: "_q2",
   q2f16: "_q2f16",
   int8: "_int8",
+  /** Weights and activations in 8 bits, on integer kernels; what transformers.js takes by default on WASM. */
+  q8: "_quantized",
 } as const;
 export type ModelDtype = keyof typeof FILE_SUFFIX;
 

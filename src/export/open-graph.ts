@@ -3,12 +3,13 @@ import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import { type ByteSource, type FolderSource, readAll } from "../files.ts";
 import { ConstantFolder, type MemoryFile, type ReadTensor } from "../onnx/fold-constants.ts";
+import { withFloatActivations } from "../onnx/integer-product.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
 
 export interface OpenGraphOptions {
   readonly session?: InferenceSession.SessionOptions;
-  /** Overrides MatMulNBits' accuracy_level: 0 computes in float. */
+  /** Overrides MatMulNBits' accuracy_level; 0 computes in float, integer products too. */
   readonly accuracyLevel?: 0 | 4;
 }
 
@@ -23,7 +24,7 @@ export async function openGraph(
   const model = decodeModel(bytes);
   if (accuracyLevel !== undefined) {
     setAccuracyLevel(model, accuracyLevel);
-    bytes = encodeModel(model);
+    bytes = encodeModel(accuracyLevel === 0 ? withFloatActivations(model) : model);
   }
   const directory = path.slice(0, path.lastIndexOf("/") + 1);
   const externalData = [];

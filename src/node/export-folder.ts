@@ -1,5 +1,6 @@
 /** Export to a folder on disk that appears whole and checked, or not at all. */
 import { env } from "onnxruntime-common";
+import type { Recipe } from "../../quant/recipes.ts";
 import { type Model, resolveModel } from "../arch/index.ts";
 import { floatWeights, type Weights } from "../arch/weights.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
@@ -43,7 +44,7 @@ export async function exportFolder(
   options: ExportFolderOptions = {},
 ): Promise<Manifest> {
   const input: ExportInput = "quantized" in source ? source.quantized : asItIs(source);
-  const dtype = options.dtype ?? ("quantized" in source ? containerDtype(source.quantized.plan.bits) : "fp32");
+  const dtype = options.dtype ?? ("quantized" in source ? modelDtype(source.quantized.plan) : "fp32");
   const { signal, onProgress } = options;
   const out = await nodeSink(folder, { overwrite: options.overwrite });
   try {
@@ -124,16 +125,20 @@ async function checkWindows(checkpoint: Checkpoint, text?: NamedText): Promise<T
 /** What a recipe that only prunes has for bits. */
 const FLOAT_BITS = 16;
 
-/** The name of transformers.js for the integers that codes of so many bits are stored in. */
-export function containerDtype(bits: number, activations: "float32" | "float16" = "float32"): ModelDtype {
+/** The name of transformers.js for the integers that a recipe's codes are stored in. */
+export function modelDtype(
+  { bits, inputBits }: Pick<Recipe, "bits" | "inputBits">,
+  activations: "float32" | "float16" = "float32",
+): ModelDtype {
   const half = activations === "float16" ? "f16" : "";
-  if (bits === FLOAT_BITS) return activations === "float16" ? "fp16" : "fp32";
+  if (bits === FLOAT_BITS) return half ? "fp16" : "fp32";
   if (bits <= 2) return `q2${half}`;
   if (bits <= 4) return `q4${half}`;
-  if (activations === "float16") {
-    throw new NibbleError("unsupported", `float16 activations with ${bits} bits: this version makes q2f16 and q4f16.`, {
+  if (half) {
+    const what = inputBits ? "integer activations" : `${bits} bits`;
+    throw new NibbleError("unsupported", `float16 activations with ${what}: this version makes q2f16 and q4f16.`, {
       param: "dtype",
     });
   }
-  return "int8";
+  return inputBits ? "q8" : "int8";
 }

@@ -22,7 +22,7 @@ export interface ModelOffer {
 }
 
 /** Smallest first where a folder holds several and names none. */
-const PREFERENCE = ["q4", "q4f16", "q2", "q2f16", "int8", "fp16", "fp32"] as const;
+const PREFERENCE = ["q4", "q4f16", "q2", "q2f16", "int8", "q8", "fp16", "fp32"] as const;
 /** Where neither nibble.json nor config.json says how long a text may be. */
 const UNKNOWN_CONTEXT = 2048;
 

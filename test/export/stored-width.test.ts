@@ -22,7 +22,7 @@ import { graphPath } from "../../src/export/model-folder.ts";
 import { openGraph, tensorReader } from "../../src/export/open-graph.ts";
 import { readAll } from "../../src/files.ts";
 import { chooseBinding } from "../../src/node/binding.ts";
-import { containerDtype } from "../../src/node/export-folder.ts";
+import { modelDtype } from "../../src/node/export-folder.ts";
 import { nodeFolder } from "../../src/node/files.ts";
 import { nodeSink } from "../../src/node/folder-sink.ts";
 import { openSession, ortFor } from "../../src/node/ort.ts";
@@ -45,7 +45,7 @@ const recipes: Readonly<Record<string, Recipe>> = {
 async function made(name: string, quantized: QuantizedModel): Promise<string> {
   const folder = join(home, name);
   const out = await nodeSink(folder);
-  await exportModel(quantized, out, { dtype: containerDtype(quantized.plan.bits) });
+  await exportModel(quantized, out, { dtype: modelDtype(quantized.plan) });
   await out.commit();
   return folder;
 }
@@ -66,7 +66,7 @@ async function logitsOf(session: ort.InferenceSession): Promise<Float32Array> {
 
 describe.each(Object.entries(recipes))("%s", (name, recipe) => {
   const slug = name.replaceAll(/\W+/g, "-");
-  const graph = graphPath(containerDtype(recipe.bits));
+  const graph = graphPath(modelDtype(recipe));
   let stored: string;
   let plain: string;
   let expected: Float32Array;
@@ -78,7 +78,7 @@ describe.each(Object.entries(recipes))("%s", (name, recipe) => {
     stored = await made(slug, quantized);
     // scales of 8 bits become floats here, which float16 cannot hold: the twin keeps float32
     const out = await nodeSink(join(home, `${slug}-plain`));
-    const dtype = containerDtype(recipe.bits);
+    const dtype = modelDtype(recipe);
     await exportModel(plainTwin(quantized), out, { dtype, scaleType: "float32" });
     await out.commit();
     plain = join(home, `${slug}-plain`);
@@ -151,7 +151,7 @@ describe("stock transformers.js", () => {
 
   test.each(Object.entries(recipes))("opens %s as q4 or int8 and gives the same logits", async (name, { bits }) => {
     const slug = name.replaceAll(/\W+/g, "-");
-    const dtype = containerDtype(bits);
+    const dtype = modelDtype({ bits });
     const loaded = await AutoModelForCausalLM.from_pretrained(slug, { dtype: dtype as "q4" });
     const ids = (values: readonly number[]) =>
       new Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);

@@ -1,0 +1,98 @@
+/** Integer products in ONNX Runtime beside the same sums in JavaScript. */
+import * as ort from "onnxruntime-node";
+import { describe, expect, test } from "vitest";
+import { toBytes } from "../../src/onnx/external-data.ts";
+import { Graph } from "../../src/onnx/graph.ts";
+import {
+  integerProduct,
+  type Planes,
+  roundTokens,
+  stepOf,
+  withFloatActivations,
+} from "../../src/onnx/integer-product.ts";
+import { decodeModel, encodeModel } from "../../src/onnx/proto.ts";
+import { normals, random } from "../quant/random.ts";
+
+const TOKENS = 6;
+const COLS = 40;
+const ROWS = 24;
+
+function example() {
+  const next = random(1);
+  const x = normals(TOKENS * COLS, next);
+  x.fill(0, 2 * COLS, 3 * COLS); // a token of zeros
+  x[7] = 50;
+  const weight = Int8Array.from({ length: COLS * ROWS }, () => Math.round((next() - 0.5) * 254));
+  const rowScales = Float32Array.from({ length: ROWS }, () => next() / 100);
+  const bias = normals(ROWS, next);
+  return { x, weight, rowScales, bias };
+}
+
+async function run(planes: Planes, float = false): Promise<Float32Array> {
+  const { x, weight, rowScales, bias } = example();
+  const g = new Graph("product");
+  const input = g.input("x", "float32", ["batch", "seq", COLS]);
+  const product = integerProduct(
+    g,
+    roundTokens(g, input, { planes }),
+    [
+      {
+        weight: g.initializer("w", "int8", [COLS, ROWS], weight),
+        steps: g.initializer("steps", "float32", [ROWS], rowScales.map(stepOf)),
+      },
+    ],
+    g.initializer("bias", "float32", [ROWS], bias),
+  );
+  g.output(product, "y");
+  const bytes = await toBytes(g);
+  const session = await ort.InferenceSession.create(
+    float ? encodeModel(withFloatActivations(decodeModel(bytes))) : bytes,
+  );
+  const { y } = await session.run({ x: new ort.Tensor("float32", x, [2, TOKENS / 2, COLS]) });
+  await session.release();
+  return y.data as Float32Array;
+}
+
+/** y with inputs rounded to `steps` each side of 0, a scale a token; 0 = not rounded. */
+function expected(steps: number): Float64Array {
+  const { x, weight, rowScales, bias } = example();
+  const y = new Float64Array(TOKENS * ROWS);
+  for (let t = 0; t < TOKENS; t++) {
+    const token = x.subarray(t * COLS, (t + 1) * COLS);
+    const scale = token.reduce((max, value) => Math.max(max, Math.abs(value)), 1e-20) / (steps || 1);
+    for (let r = 0; r < ROWS; r++) {
+      let sum = 0;
+      for (let c = 0; c < COLS; c++) {
+        const value = steps ? Math.round(Math.fround(token[c] / scale)) * scale : token[c];
+        sum += value * weight[c * ROWS + r];
+      }
+      y[t * ROWS + r] = sum * rowScales[r] + bias[r];
+    }
+  }
+  return y;
+}
+
+function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  return Array.from({ length: a.length }, (_, i) => Math.abs(a[i] - b[i])).reduce((max, value) => Math.max(max, value));
+}
+
+/** A token up to 50 in steps of 50 / 127 / 254, half a step at most in each of 40 products with weights up to 1.27. */
+const TOLERANCE = 5e-3;
+
+describe("a product with rounded inputs", () => {
+  test("rounds each token by its own largest value", async () => {
+    expect(largestDifference(await run(1), expected(127))).toBeLessThan(TOLERANCE);
+  });
+
+  test("in two planes is 254 times finer", async () => {
+    const float = expected(0);
+    expect(largestDifference(await run(1), float)).toBeGreaterThan(0.1);
+    expect(largestDifference(await run(2), float)).toBeLessThan(TOLERANCE);
+  });
+
+  test("computes in float where asked to", async () => {
+    for (const planes of [1, 2] as const) {
+      expect(largestDifference(await run(planes, true), expected(0))).toBeLessThan(TOLERANCE);
+    }
+  });
+});
