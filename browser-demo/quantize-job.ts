@@ -3,7 +3,7 @@ import { tokenWindows } from "../quant/calibrate.ts";
 import { ortProducts } from "../quant/products.ts";
 import { quantizeModel } from "../quant/quantize.ts";
 import { method } from "../quant/recipes.ts";
-import { decodeLayer, type LayerStore } from "../quant/record.ts";
+import { decodeLayer, type LayerStore, memoryLayerStore } from "../quant/record.ts";
 import { type Model, resolveModel } from "../src/arch/index.ts";
 import { openHfFolder } from "../src/checkpoint/hf-folder.ts";
 import { NibbleError } from "../src/errors.ts";
@@ -89,18 +89,16 @@ function textsOf(name: string, content: string, tokenizer: Tokenizer): string[] 
   });
 }
 
-/** Keeps nothing: looks at each finished layer for its errors. */
+/** Layers in memory; each one's errors are told when it is finished. */
 function reportLayers(emit: (event: QuantizeEvent) => void): LayerStore {
+  const store = memoryLayerStore();
   return {
-    get: async () => undefined,
+    get: store.get,
     async put(key, bytes) {
+      await store.put(key, bytes);
       for (const [linear, { report }] of decodeLayer(bytes).linears) {
-        emit({
-          stage: key.replace(/\.bin$/, ""),
-          done: 0,
-          total: 0,
-          layer: { name: linear, error: report.relativeError },
-        });
+        const layer = { name: linear, error: report?.relativeError };
+        emit({ stage: key.replace(/\.bin$/, ""), done: 0, total: 0, layer });
       }
     },
   };

@@ -38,6 +38,8 @@ export interface GptqOptions {
 const DAMPING = 0.01;
 /** Columns whose updates stay in JavaScript; those beyond come at once through a matrix product. */
 const BLOCK = 16;
+/** Rows walked side by side: a column waits for the one before it, and four such walks keep the core busy. */
+const LANES = 4;
 
 export async function gptqMatrix(
   W: Matrix,
@@ -216,19 +218,21 @@ async function sweep(
   const { rows, cols } = W;
   const levels = 2 ** bits - 1;
   const groups = Math.ceil(cols / groupSize);
-  // all of these by columns, so that a block of columns is read and written front to back
-  const weights = columnsOf(W.data, rows, cols, visit, new Float32Array(cols * rows));
-  const codes = new Uint8Array(cols * rows);
-  const E = new Float32Array(cols * rows);
-  const steps = columnsOf(scales, rows, groups, undefined, new Float32Array(groups * rows));
-  const zeroOf = new Uint8Array(groups * rows).fill(2 ** (bits - 1));
-  if (zeros) columnsOf(zeros, rows, groups, undefined, zeroOf);
+  // all of these by columns, so that a block of columns is read and written front to back; rows beyond the last are 0
+  const height = Math.ceil(rows / LANES) * LANES;
+  const weights = columnsOf(W.data, rows, cols, visit, new Float32Array(cols * height), height);
+  const codes = new Uint8Array(cols * height);
+  const E = new Float32Array(cols * height);
+  const steps = columnsOf(scales, rows, groups, undefined, new Float32Array(groups * height), height);
+  const zeroOf = new Uint8Array(groups * height).fill(2 ** (bits - 1));
+  if (zeros) columnsOf(zeros, rows, groups, undefined, zeroOf, height);
   const inverseSteps = Float64Array.from(steps, (scale) => (scale === 0 ? 0 : 1 / scale));
-  const losses = new Float64Array(rows);
+  const losses = new Float64Array(height);
   const block = new Float64Array(BLOCK * BLOCK); // U's diagonal block
   const inversePivot = new Float64Array(BLOCK); // 1 / its diagonal
   const group = new Int32Array(BLOCK);
-  const w = new Float64Array(BLOCK);
+  const w = new Float64Array(BLOCK * LANES);
+  const errors = new Float64Array(LANES);
 
   for (let start = 0; start < cols; start += BLOCK) {
     const width = Math.min(BLOCK, cols - start);
@@ -239,66 +243,81 @@ async function sweep(
       for (let i = 0; i < start; i++) {
         for (let j = 0; j < width; j++) strip[i * width + j] = U[i * cols + start + j];
       }
-      owed = await products.f32(strip, E.subarray(0, start * rows), { m: width, k: start, n: rows, transA: true });
+      owed = await products.f32(strip, E.subarray(0, start * height), { m: width, k: start, n: height, transA: true });
     }
     for (let j = 0; j < width; j++) {
-      group[j] = Math.floor(visit[start + j] / groupSize) * rows;
+      group[j] = Math.floor(visit[start + j] / groupSize) * height;
       for (let i = 0; i < width; i++) block[j * BLOCK + i] = U[(start + j) * cols + start + i];
       inversePivot[j] = 1 / block[j * BLOCK + j];
     }
-    for (let row = 0; row < rows; row++) {
+    for (let row = 0; row < height; row += LANES) {
       for (let j = 0; j < width; j++) {
-        w[j] = weights[(start + j) * rows + row] - (owed ? owed[j * rows + row] : 0);
+        for (let lane = 0; lane < LANES; lane++) {
+          w[j * LANES + lane] = weights[(start + j) * height + row + lane] - (owed ? owed[j * height + row + lane] : 0);
+        }
       }
-      let loss = 0;
       for (let j = 0; j < width; j++) {
-        const at = group[j] + row;
-        const zero = zeroOf[at];
-        const nearest = pruned?.[row * cols + visit[start + j]] ? zero : roundEven(w[j] * inverseSteps[at]) + zero;
-        const code = nearest < 0 ? 0 : nearest > levels ? levels : nearest;
-        const error = (w[j] - (code - zero) * steps[at]) * inversePivot[j]; // eq. 2
-        for (let free = j + 1; free < width; free++) w[free] -= error * block[j * BLOCK + free];
-        loss += error * error;
-        codes[(start + j) * rows + row] = code;
-        E[(start + j) * rows + row] = error;
+        const pivot = inversePivot[j];
+        for (let lane = 0; lane < LANES; lane++) {
+          const value = w[j * LANES + lane];
+          const at = group[j] + row + lane;
+          const zero = zeroOf[at];
+          const kept = pruned?.[(row + lane) * cols + visit[start + j]];
+          const nearest = kept ? zero : roundEven(value * inverseSteps[at]) + zero;
+          const code = nearest < 0 ? 0 : nearest > levels ? levels : nearest;
+          const error = (value - (code - zero) * steps[at]) * pivot; // eq. 2
+          errors[lane] = error;
+          losses[row + lane] += error * error;
+          codes[(start + j) * height + row + lane] = code;
+          E[(start + j) * height + row + lane] = error;
+        }
+        const [e0, e1, e2, e3] = [errors[0], errors[1], errors[2], errors[3]];
+        for (let free = j + 1; free < width; free++) {
+          const u = block[j * BLOCK + free];
+          const at = free * LANES;
+          w[at] -= e0 * u;
+          w[at + 1] -= e1 * u;
+          w[at + 2] -= e2 * u;
+          w[at + 3] -= e3 * u;
+        }
       }
-      losses[row] += loss;
     }
   }
-  const inRows = rowsOf(codes, rows, cols, visit);
+  const inRows = rowsOf(codes, rows, cols, visit, height);
   const matrix = { rows, cols, bits, groupSize, codes: inRows, scales, zeros, ...(scaleGrid && { scaleGrid }) };
-  return { matrix, losses };
+  return { matrix, losses: losses.subarray(0, rows) };
 }
 
 /** Rows read and written together where a matrix is turned: their cache lines stay while all columns pass. */
 const TILE = 16;
 
-/** (rows, cols) -> (cols, rows), column visit[step] as row `step` of `out`. */
+/** (rows, cols) -> (cols, height), column visit[step] as row `step` of `out`. */
 function columnsOf<T extends Float32Array | Uint8Array>(
   values: T,
   rows: number,
   cols: number,
   visit: Int32Array | undefined,
   out: T,
+  height: number,
 ): T {
   for (let start = 0; start < rows; start += TILE) {
     const end = Math.min(rows, start + TILE);
     for (let step = 0; step < cols; step++) {
       const col = visit ? visit[step] : step;
-      for (let row = start; row < end; row++) out[step * rows + row] = values[row * cols + col];
+      for (let row = start; row < end; row++) out[step * height + row] = values[row * cols + col];
     }
   }
   return out;
 }
 
-/** The inverse: (cols, rows) in visiting order -> (rows, cols). */
-function rowsOf(values: Uint8Array, rows: number, cols: number, visit: Int32Array): Uint8Array {
-  const out = new Uint8Array(values.length);
+/** The inverse: (cols, height) in visiting order -> (rows, cols). */
+function rowsOf(values: Uint8Array, rows: number, cols: number, visit: Int32Array, height: number): Uint8Array {
+  const out = new Uint8Array(rows * cols);
   for (let start = 0; start < rows; start += TILE) {
     const end = Math.min(rows, start + TILE);
     for (let step = 0; step < cols; step++) {
       const col = visit[step];
-      for (let row = start; row < end; row++) out[row * cols + col] = values[step * rows + row];
+      for (let row = start; row < end; row++) out[row * cols + col] = values[step * height + row];
     }
   }
   return out;

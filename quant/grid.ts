@@ -73,35 +73,38 @@ export function rangeRule(spec: GridSpec): GridRule {
   return spec.symmetric ? signedMaxGrid : minMaxGrid;
 }
 
-/** Largest group a search meets in one piece: a whole row of the widest layer we know fits. */
+/** Weights, importance and their product of the group that is searched. */
 let scratch = { w: new Float64Array(0), h: new Float64Array(0), hw: new Float64Array(0) };
 
 /** The best candidate so far; gain is A^2 / B, what its codes take off sum h w^2. */
 const candidate = { gain: 0, scale: 0, zero: 0 };
 
-/** Rounds the group to (scale, zero), refits the scale and keeps it if it is the best so far. */
-function judge(
-  w: Float64Array,
-  h: Float64Array,
-  hw: Float64Array,
-  n: number,
-  scale: number,
-  zero: number,
-  levels: number,
-): void {
-  const inverse = 1 / scale;
-  const low = -zero;
-  const high = levels - zero;
+/**
+ * Rounds the group to (scale, zero), refits the scale and keeps it if it is the best so far. This loop is most of a
+ * search's time: values are clamped by (|x - low| - |x - high| + low + high) / 2, which has no branch to predict, and
+ * two sums run side by side.
+ */
+function judge({ w, h, hw }: typeof scratch, n: number, scale: number, zero: number, levels: number): void {
+  const inverse = 0.5 / scale;
+  const low = -zero / 2;
+  const high = (levels - zero) / 2;
+  const middle = low + high;
   let A = 0;
   let B = 0;
-  for (let i = 0; i < n; i++) {
-    let q = w[i] * inverse + ROUND - ROUND;
-    // plain comparisons: Math.min and Math.max also order -0 and NaN, at three times the time
-    if (q < low) q = low;
-    if (q > high) q = high;
+  let oddA = 0;
+  let oddB = 0;
+  for (let i = 0; i < n; i += 2) {
+    const x = w[i] * inverse;
+    const q = Math.abs(x - low) - Math.abs(x - high) + middle + ROUND - ROUND;
     A += hw[i] * q;
     B += h[i] * q * q;
+    const y = w[i + 1] * inverse;
+    const p = Math.abs(y - low) - Math.abs(y - high) + middle + ROUND - ROUND;
+    oddA += hw[i + 1] * p;
+    oddB += h[i + 1] * p * p;
   }
+  A += oddA;
+  B += oddB;
   if (B > 0 && A * A > candidate.gain * B) {
     candidate.gain = (A * A) / B;
     candidate.scale = A / B;
@@ -121,10 +124,11 @@ const POLISH_STEPS = 2;
  */
 export const searchGrid: GridRule = (w, start, end, importance, column, spec, grid) => {
   const n = end - start;
-  if (scratch.w.length < n) {
-    scratch = { w: new Float64Array(n), h: new Float64Array(n), hw: new Float64Array(n) };
+  if (scratch.w.length <= n) {
+    scratch = { w: new Float64Array(n + 1), h: new Float64Array(n + 1), hw: new Float64Array(n + 1) };
   }
   const { w: v, h, hw } = scratch;
+  v[n] = h[n] = hw[n] = 0; // beside the last of an odd number
   let min = 0;
   let max = 0;
   for (let i = 0; i < n; i++) {
@@ -144,31 +148,33 @@ export const searchGrid: GridRule = (w, start, end, importance, column, spec, gr
   candidate.gain = 0;
   candidate.scale = grid.scale;
   candidate.zero = grid.zero;
-  const consider = (scale: number, zero: number) => judge(v, h, hw, n, scale, zero, levels);
   if (spec.symmetric) {
     const extreme = Math.max(max, -min) / half;
     for (const shrink of SHRINK) {
-      consider(extreme * shrink, half);
-      consider(-extreme * shrink, half);
+      judge(scratch, n, extreme * shrink, half, levels);
+      judge(scratch, n, -extreme * shrink, half, levels);
     }
-    consider((extreme * half) / (half - 1), half);
+    judge(scratch, n, (extreme * half) / (half - 1), half, levels);
   } else {
     for (const shrink of SHRINK) {
       const scale = ((max - min) / levels) * shrink;
       // the range holds `excess` steps more than there are levels: clip them off one end, the other, or both
       const excess = (max - min) / scale - levels;
       const middle = Math.max(0, Math.min(levels, roundEven(-min / scale - excess / 2)));
-      consider(scale, middle);
+      judge(scratch, n, scale, middle, levels);
     }
     // from the best of these, move the zero point as long as that helps, the scale refitted each time
     for (const step of [1, -1]) {
       for (let zero = candidate.zero + step; zero >= 0 && zero <= levels; zero += step) {
-        consider(candidate.scale, zero);
+        judge(scratch, n, candidate.scale, zero, levels);
         if (candidate.zero !== zero) break;
       }
     }
   }
-  for (let step = 0; step < POLISH_STEPS; step++) consider(candidate.scale, candidate.zero);
+  for (let step = 0, gain = 0; step < POLISH_STEPS && candidate.gain > gain; step++) {
+    gain = candidate.gain;
+    judge(scratch, n, candidate.scale, candidate.zero, levels);
+  }
   const scale = spec.roundScale(candidate.scale);
   if (scale === 0) return;
   const ranged = gridError(v, h, 0, n, levels, grid.scale, grid.zero);
@@ -188,10 +194,14 @@ export function gridError(
   scale: number,
   zero: number,
 ): number {
-  const inverse = scale === 0 ? 0 : 1 / scale;
+  const inverse = scale === 0 ? 0 : 0.5 / scale;
+  const low = -zero / 2;
+  const high = (levels - zero) / 2;
+  const middle = low + high;
   let sum = 0;
   for (let i = 0; i < n; i++) {
-    const q = Math.max(-zero, Math.min(levels - zero, roundEven(w[i] * inverse)));
+    const x = w[i] * inverse;
+    const q = Math.abs(x - low) - Math.abs(x - high) + middle + ROUND - ROUND; // clamped, as in judge
     const error = w[i] - q * scale;
     sum += h[column + i] * error * error;
   }

@@ -1,6 +1,7 @@
 /** Embedding and head as layers of their own: one matrix where the family ties them, two where it does not. */
 import type { Model } from "../src/arch/index.ts";
 import { floatWeights } from "../src/arch/weights.ts";
+import type { Checkpoint } from "../src/checkpoint/checkpoint.ts";
 import { headGraph } from "../src/export/graphs.ts";
 import { fullKv } from "../src/kv/full.ts";
 import { toBytes } from "../src/onnx/external-data.ts";
@@ -20,36 +21,48 @@ const PLAIN_BITS = 8;
 /** Rows quantized at once: GPTQ keeps an error for every weight. */
 const CHUNK_ROWS = 8192;
 
-/** `hidden` are the windows' hidden states after the last block, quantized. Returns matrices by full tensor name. */
-export async function quantizeHead(
+/** Full names of the embedding and, where it is another tensor, the head. */
+export function tablesOf({ arch, config }: Model): readonly string[] {
+  return [...new Set([`${arch.embeddingName}.weight`, `${arch.headName(config)}.weight`])];
+}
+
+/** One of them. `hidden` are the windows' hidden states after the last block, quantized. */
+export async function quantizeTable(
   model: Model,
   recipe: Recipe,
   format: HeadFormat,
+  tensor: string,
   hidden: readonly Activations[],
   tools: QuantizeTools,
-): Promise<Map<string, QuantizedMatrix>> {
+): Promise<QuantizedMatrix> {
   const { arch, config, checkpoint } = model;
-  const embedding = `${arch.embeddingName}.weight`;
-  const head = `${arch.headName(config)}.weight`;
-  const matrices = new Map<string, QuantizedMatrix>();
-  for (const tensor of new Set([embedding, head])) {
+  const isHead = tensor === `${arch.headName(config)}.weight`;
+  const [rows, cols] = checkpoint.tensors.get(tensor)!.shape;
+  const groupSize = format.groupSize === "row" ? cols : format.groupSize;
+  const spec: GridSpec = { ...format, groupSize, roundScale: roundScaleToF16 };
+  const calibrate = isHead && hidden.length > 0 && recipe.rounding === "gptq" && format.bits < PLAIN_BITS;
+  const statistics = calibrate ? await headStatistics(model, cols, hidden, tools) : undefined;
+  const rule = recipe.searchGrid && format.bits < PLAIN_BITS ? searchGrid : undefined;
+  const parts: QuantizedMatrix[] = [];
+  for (let start = 0; start < rows; start += CHUNK_ROWS) {
     tools.signal?.throwIfAborted();
-    const { shape, data } = await checkpoint.readTensor(tensor);
-    const [rows, cols] = shape;
-    const groupSize = format.groupSize === "row" ? cols : format.groupSize;
-    const spec: GridSpec = { ...format, groupSize, roundScale: roundScaleToF16 };
-    const calibrate = tensor === head && hidden.length > 0 && recipe.rounding === "gptq" && format.bits < PLAIN_BITS;
-    const statistics = calibrate ? await headStatistics(model, cols, hidden, tools) : undefined;
-    const parts: QuantizedMatrix[] = [];
-    for (let start = 0; start < rows; start += CHUNK_ROWS) {
-      const end = Math.min(rows, start + CHUNK_ROWS);
-      const part: Matrix = { rows: end - start, cols, data: data.subarray(start * cols, end * cols) };
-      if (statistics) parts.push(await gptqMatrix(part, spec, statistics, tools.products, { damping: recipe.damping }));
-      else parts.push(rtnMatrix(part, spec, recipe.searchGrid && format.bits < PLAIN_BITS ? searchGrid : undefined));
-    }
-    matrices.set(tensor, stack(parts));
+    const part: Matrix = {
+      rows: Math.min(CHUNK_ROWS, rows - start),
+      cols,
+      data: await rowsOf(checkpoint, tensor, start),
+    };
+    if (statistics) parts.push(await gptqMatrix(part, spec, statistics, tools.products, { damping: recipe.damping }));
+    else parts.push(rtnMatrix(part, spec, rule));
   }
-  return matrices;
+  return stack(parts);
+}
+
+/** CHUNK_ROWS rows from `start` on, or what is left. */
+async function rowsOf(checkpoint: Checkpoint, tensor: string, start: number): Promise<Float32Array> {
+  const [rows, cols] = checkpoint.tensors.get(tensor)!.shape;
+  const end = Math.min(rows, start + CHUNK_ROWS);
+  if (checkpoint.readRows) return (await checkpoint.readRows(tensor, start, end)).data;
+  return (await checkpoint.readTensor(tensor)).data.slice(start * cols, end * cols);
 }
 
 /** The second moment of final normed hidden states. */

@@ -21,7 +21,8 @@ export async function rowErrors(
   products: MatrixProducts,
 ): Promise<Float64Array> {
   const { rows, cols } = W;
-  const D = values.map((value, i) => W.data[i] - value);
+  const D = new Float32Array(values.length);
+  for (let i = 0; i < D.length; i++) D[i] = W.data[i] - values[i];
   const DH = await products.f32(D, asFloat32(H), { m: rows, k: cols, n: cols });
   const losses = new Float64Array(rows);
   for (let row = 0; row < rows; row++) {
@@ -42,6 +43,10 @@ export async function rowPowers(W: Matrix, H: Moment, products: MatrixProducts):
   const { rows, cols } = W;
   const WH = await products.f32(W.data, asFloat32(H), { m: rows, k: cols, n: cols });
   const powers = new Float64Array(rows);
-  for (let i = 0; i < WH.length; i++) powers[Math.floor(i / cols)] += WH[i] * W.data[i];
+  for (let row = 0; row < rows; row++) {
+    let power = 0;
+    for (let i = row * cols; i < (row + 1) * cols; i++) power += WH[i] * W.data[i];
+    powers[row] = power;
+  }
   return powers;
 }

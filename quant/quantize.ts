@@ -19,31 +19,37 @@ import { BlockForward } from "../src/eval/block-forward.ts";
 import type { Ort } from "../src/onnx/ort.ts";
 import type { OnProgress } from "../src/progress.ts";
 import type { MatrixProducts } from "../src/tensor/linalg.ts";
-import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
+import { dequantize } from "../src/tensor/quantized.ts";
 import { type Fold, foldColumns, foldedMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
 import { type Activations, BlockRunner, floatName, type OpenBlock } from "./block-runner.ts";
 import { SecondMoment } from "./calibrate.ts";
-import { gptqRows } from "./gptq.ts";
-import { rangeRule, searchGrid } from "./grid.ts";
-import { quantizeHead } from "./head.ts";
-import { hqqMatrix } from "./hqq.ts";
+import { quantizeTable, tablesOf } from "./head.ts";
 import { LearnedBlocks } from "./learned-blocks.ts";
-import { asFloat32, rowLosses, rowPowers } from "./loss.ts";
+import { asFloat32 } from "./loss.ts";
 import { pruneMatrices } from "./prune.ts";
 import { QuantizedModel } from "./quantized-model.ts";
-import { type Recipe, windowsOf } from "./recipes.ts";
-import { decodeLayer, encodeLayer, type LayerRecord, type LayerStore, type LinearRecord } from "./record.ts";
+import { type HeadFormat, type Recipe, windowsOf } from "./recipes.ts";
+import {
+  decodeLayer,
+  encodeLayer,
+  type LayerRecord,
+  type LayerStore,
+  type LinearRecord,
+  memoryLayerStore,
+} from "./record.ts";
 import { rotateModel } from "./rotate.ts";
-import { rtnMatrix } from "./rtn.ts";
-import { rowsOfGrid } from "./scale-grid.ts";
+import { quantizeMatrix, relativeErrors, rowsOf, specOf, stackRows } from "./site-matrices.ts";
 import { searchSmoothing, TokenSampler } from "./smoothquant.ts";
 import { tune } from "./tune.ts";
-import { type GridSpec, type InputStatistics, type Matrix, roundScaleToF16 } from "./types.ts";
+import type { GridSpec, InputStatistics, Matrix } from "./types.ts";
 
 export interface QuantizeTools {
   readonly ort: Ort;
   readonly products: MatrixProducts;
-  /** Where finished layers are kept; the caller gives each model, recipe and text a store of their own. */
+  /**
+   * Where finished layers are kept, and where the result reads them; the caller gives each model, recipe and text a store
+   * of their own. Default: in memory.
+   */
   readonly store?: LayerStore;
   readonly onProgress?: OnProgress;
   readonly signal?: AbortSignal;
@@ -89,6 +95,7 @@ export async function quantizeModel(
 class BlockWalk {
   private readonly runner: BlockRunner;
   private readonly calibrated: boolean;
+  private readonly store: LayerStore;
 
   constructor(
     private readonly model: Model,
@@ -97,6 +104,7 @@ class BlockWalk {
     private readonly tools: QuantizeTools,
   ) {
     this.calibrated = recipe.windows > 0;
+    this.store = tools.store ?? memoryLayerStore();
     this.runner = new BlockRunner(tools.ort, model, windows[0]?.length ?? 1);
   }
 
@@ -104,6 +112,26 @@ class BlockWalk {
     const { model, recipe, tools } = this;
     const { layers } = model.config;
     const result = new QuantizedModel(model, recipe);
+    if (!(await this.readBack(result))) await this.walk(result);
+    tools.onProgress?.({ stage: "quantize", done: layers, total: layers, unit: "layers" });
+    return result;
+  }
+
+  /** Takes what an earlier run finished; true when nothing is left to do. */
+  private async readBack(result: QuantizedModel): Promise<boolean> {
+    const { layers } = this.model.config;
+    const tables = this.recipe.head ? tablesOf(this.model) : [];
+    for (const key of [...Array.from({ length: layers }, (_, layer) => layerKey(layer)), ...tables.map(tableKey)]) {
+      const stored = await this.store.get(key);
+      if (!stored) return false;
+      result.addLayer(decodeLayer(stored), key, this.store);
+    }
+    return true;
+  }
+
+  private async walk(result: QuantizedModel): Promise<void> {
+    const { model, recipe, tools, store } = this;
+    const { layers } = model.config;
     let hidden = this.calibrated ? await this.embed() : [];
     // the float prefix's hidden states, where GPTAQ compares with them
     let float = this.calibrated && recipe.asymmetry > 0 ? hidden.map(inputOf) : undefined;
@@ -112,7 +140,8 @@ class BlockWalk {
     for (let layer = 0; layer < layers; layer++) {
       tools.signal?.throwIfAborted();
       tools.onProgress?.({ stage: `quantize layer ${layer}`, done: layer, total: layers, unit: "layers" });
-      const stored = await tools.store?.get(layerKey(layer));
+      const key = layerKey(layer);
+      const stored = await store.get(key);
       const block = await this.runner.open(layer);
       const aims = float && (await this.runFloat(block, float, !stored));
       const sites = new SiteWalk(this.model, layer, block, this.recipe, this.tools);
@@ -126,18 +155,34 @@ class BlockWalk {
           hidden = inputs.map((input) => new Map([[BlockRunner.input, input]]));
           await sites.replay(record, hidden);
         }
-        await tools.store?.put(layerKey(layer), encodeLayer(record));
+        await store.put(key, encodeLayer(record));
       }
-      result.addLayer(record);
+      result.addLayer(record, key, store);
       if (this.calibrated) {
         hidden = hidden.map((batch) => new Map([[BlockRunner.input, batch.get(outputOf(block))!]]));
         float = aims?.map((batch) => batch.get(outputOf(block))!);
       }
     }
     await learned?.dispose();
-    if (recipe.head) result.addHead(await quantizeHead(model, recipe, recipe.head, hidden, tools));
-    tools.onProgress?.({ stage: "quantize", done: layers, total: layers, unit: "layers" });
-    return result;
+    if (recipe.head) await this.quantizeTables(recipe.head, hidden, result);
+  }
+
+  private async quantizeTables(
+    format: HeadFormat,
+    hidden: readonly Activations[],
+    result: QuantizedModel,
+  ): Promise<void> {
+    for (const tensor of tablesOf(this.model)) {
+      this.tools.signal?.throwIfAborted();
+      const matrix = await quantizeTable(this.model, this.recipe, format, tensor, hidden, this.tools);
+      const entry: LinearRecord = { matrix, columnScales: undefined, rowScales: undefined, report: undefined };
+      const record: LayerRecord = {
+        linears: new Map([[tensor.replace(/\.weight$/, ""), entry]]),
+        floats: new Map(),
+      };
+      await this.store.put(tableKey(tensor), encodeLayer(record));
+      result.addLayer(record, tableKey(tensor), this.store);
+    }
   }
 
   /** The block in float: its output and, for quantizing, what its sites aim at. */
@@ -179,6 +224,7 @@ class BlockWalk {
 }
 
 const layerKey = (layer: number) => `layer-${layer}.bin`;
+const tableKey = (tensor: string) => `${tensor}.bin`;
 
 const inputOf = (batch: Activations) => batch.get(BlockRunner.input)!;
 const outputOf = (block: OpenBlock) => block.segments.at(-1)!.writes[0];
@@ -395,81 +441,4 @@ function effectiveValues({ matrix, columnScales }: LinearRecord): Float32Array {
   if (!columnScales) return dequantize(matrix);
   const columns = Int32Array.from({ length: matrix.cols }, (_, c) => c);
   return unfoldedValues(matrix, columns, columnScales);
-}
-
-/** The grid for a matrix with this many input features. */
-export function specOf(
-  { bits, groupSize, symmetric, scaleBits }: Pick<Recipe, "bits" | "groupSize" | "symmetric" | "scaleBits">,
-  cols: number,
-): GridSpec {
-  return { bits, groupSize: groupSize === "row" ? cols : groupSize, symmetric, scaleBits, roundScale: roundScaleToF16 };
-}
-
-/** One matrix by the recipe's way of rounding; `losses` (rows), where the method knows them, are those of gptq.ts. */
-export async function quantizeMatrix(
-  matrix: Matrix,
-  spec: GridSpec,
-  recipe: Pick<Recipe, "rounding" | "searchGrid" | "damping" | "asymmetry" | "refits" | "prune">,
-  statistics: InputStatistics | undefined,
-  products: MatrixProducts,
-): Promise<{ readonly matrix: QuantizedMatrix; readonly losses?: Float64Array }> {
-  const rule = recipe.searchGrid ? searchGrid : rangeRule(spec);
-  if (recipe.rounding === "hqq") return { matrix: hqqMatrix(matrix, spec) };
-  if (recipe.rounding === "gptq" && statistics) {
-    const { damping, asymmetry, refits } = recipe;
-    const keepZeros = recipe.prune !== undefined;
-    return gptqRows(matrix, spec, statistics, products, { damping, asymmetry, refits, rule, keepZeros });
-  }
-  const { cols } = matrix;
-  const importance = statistics && Float64Array.from({ length: cols }, (_, c) => statistics.H[c * (cols + 1)]);
-  return { matrix: rtnMatrix(matrix, spec, rule, importance) };
-}
-
-/** Each matrix's mean squared output error over its mean squared output; the matrices are stacked in `whole`. */
-async function relativeErrors(
-  whole: Matrix,
-  quantized: QuantizedMatrix,
-  known: Float64Array | undefined,
-  matrices: readonly Matrix[],
-  { H }: InputStatistics,
-  products: MatrixProducts,
-): Promise<number[]> {
-  const losses = known ?? (await rowLosses(whole, quantized, H, products));
-  const powers = await rowPowers(whole, H, products);
-  let row = 0;
-  return matrices.map(({ rows }) => {
-    const sum = (values: Float64Array) => values.subarray(row, row + rows).reduce((total, value) => total + value, 0);
-    const power = sum(powers);
-    const relative = power > 0 ? Math.max(0, sum(losses)) / power : 0;
-    row += rows;
-    return relative;
-  });
-}
-
-function stackRows(matrices: readonly Matrix[]): Matrix {
-  const [{ cols, data }] = matrices;
-  if (matrices.length === 1) return matrices[0];
-  const rows = matrices.reduce((sum, matrix) => sum + matrix.rows, 0);
-  const whole = new Float32Array(rows * cols);
-  whole.set(data);
-  let at = data.length;
-  for (const matrix of matrices.slice(1)) {
-    whole.set(matrix.data, at);
-    at += matrix.data.length;
-  }
-  return { rows, cols, data: whole };
-}
-
-/** Rows [start, end) as a matrix of their own. */
-function rowsOf(matrix: QuantizedMatrix, start: number, end: number): QuantizedMatrix {
-  const { rows, cols, codes, scales, zeros } = matrix;
-  const groups = scales.length / rows;
-  return {
-    ...matrix,
-    rows: end - start,
-    codes: codes.slice(start * cols, end * cols),
-    scales: scales.slice(start * groups, end * groups),
-    zeros: zeros?.slice(start * groups, end * groups),
-    ...(matrix.scaleGrid && { scaleGrid: rowsOfGrid(matrix.scaleGrid, start, end) }),
-  };
 }

@@ -1,39 +1,73 @@
-/** A model some of whose matrices are quantized: what export, evaluation and tuning take. */
+/**
+ * A model some of whose matrices are quantized: what export, evaluation and tuning take. It knows what there is; codes are
+ * read from the store of finished layers when somebody asks for them, one layer at a time.
+ */
 import type { Model } from "../src/arch/index.ts";
-import { floatWeights, type QuantizedWeight, type Weights } from "../src/arch/weights.ts";
-import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
+import { dequantizedWeights, floatWeights, type QuantizedWeight, type Weights } from "../src/arch/weights.ts";
+import { NibbleError } from "../src/errors.ts";
+import type { QuantizedMatrix, ScaleBits } from "../src/tensor/quantized.ts";
 import { blockSizeOf, inBlocks } from "./pack.ts";
 import type { Recipe } from "./recipes.ts";
-import type { LayerRecord, LinearReport } from "./record.ts";
+import { decodeLayer, type LayerRecord, type LayerStore, type LinearReport } from "./record.ts";
 import type { TuneReport } from "./tune.ts";
 import { roundScaleToF16 } from "./types.ts";
 
+/** What is known of a matrix while its codes lie in the store. */
+export interface StoredMatrix extends Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> {
+  readonly symmetric: boolean;
+  readonly scaleBits: ScaleBits;
+  load(): Promise<QuantizedMatrix>;
+}
+
 export class QuantizedModel {
   /** By full tensor name: "model.layers.0.mlp.up_proj.weight". */
-  readonly matrices = new Map<string, QuantizedMatrix>();
-  /** Float tensors that folding changed. */
-  readonly floats = new Map<string, Float32Array>();
+  readonly matrices = new Map<string, StoredMatrix>();
+  /** Float tensors that folding or pruning changed. */
+  readonly floats = new Map<string, () => Promise<Float32Array>>();
   readonly reports = new Map<string, LinearReport>();
   /** Added to nibble.json: how the calibration text was named and hashed. */
   calibration: Readonly<Record<string, unknown>> | undefined;
   /** What tuning reached, where there was any. */
   tuned: TuneReport | undefined;
+  /** The layer that was asked for last: a graph asks for codes, scales and zero points one after the other. */
+  private latest: { readonly key: string; readonly record: Promise<LayerRecord> } | undefined;
 
   constructor(
     readonly model: Model,
     readonly plan: Recipe,
   ) {}
 
-  addLayer({ linears, floats }: LayerRecord): void {
-    for (const [linear, { matrix, rowScales, report }] of linears) {
-      this.matrices.set(`${linear}.weight`, rowScales ? divideRows(matrix, rowScales) : matrix);
-      this.reports.set(linear, report);
+  /** A layer that `store` holds under `key`. */
+  addLayer({ linears, floats }: LayerRecord, key: string, store: LayerStore): void {
+    for (const [linear, { matrix, report }] of linears) {
+      this.matrices.set(`${linear}.weight`, {
+        ...headOf(matrix),
+        load: async () => {
+          const { matrix, rowScales } = (await this.record(key, store)).linears.get(linear)!;
+          return rowScales ? divideRows(matrix, rowScales) : matrix;
+        },
+      });
+      if (report) this.reports.set(linear, report);
     }
-    for (const [tensor, data] of floats) this.floats.set(tensor, data);
+    for (const tensor of floats.keys()) {
+      this.floats.set(tensor, async () => (await this.record(key, store)).floats.get(tensor)!);
+    }
   }
 
-  addHead(matrices: ReadonlyMap<string, QuantizedMatrix>): void {
-    for (const [tensor, matrix] of matrices) this.matrices.set(tensor, matrix);
+  /** A matrix that stays in memory. */
+  setMatrix(tensor: string, matrix: QuantizedMatrix): void {
+    this.matrices.set(tensor, { ...headOf(matrix), load: async () => matrix });
+  }
+
+  private record(key: string, store: LayerStore): Promise<LayerRecord> {
+    if (this.latest?.key !== key) {
+      const record = store.get(key).then((bytes) => {
+        if (bytes) return decodeLayer(bytes);
+        throw new NibbleError("not_found", `${key} of the finished layers is gone; quantize again.`);
+      });
+      this.latest = { key, record };
+    }
+    return this.latest.record;
   }
 
   /** What the reader should be told. */
@@ -64,43 +98,41 @@ export class QuantizedModel {
   /** Codes as they are exported. */
   get weights(): Weights {
     const { inputBits } = this.plan;
-    return this.weightsWith((matrix) => {
-      if (inputBits) return { ...matrix, symmetric: true, inputBits, load: async () => matrix };
-      const { rows, cols, bits, zeros, scaleGrid } = matrix;
-      return {
-        rows,
-        cols,
-        bits,
-        groupSize: blockSizeOf(matrix),
-        symmetric: !zeros,
-        scaleBits: scaleGrid?.bits ?? 16,
-        load: async () => inBlocks(matrix),
-      };
+    return this.weightsWith((stored) => {
+      if (inputBits) return { ...stored, symmetric: true, inputBits };
+      return { ...stored, groupSize: blockSizeOf(stored), load: async () => inBlocks(await stored.load()) };
     });
   }
 
   /** The same function with every matrix as float values: for measuring rounding apart from the runtime's arithmetic. */
   get dequantized(): Weights {
-    const weights = this.weightsWith(() => undefined);
-    const load = async (tensor: string) => {
-      const matrix = this.matrices.get(tensor);
-      return matrix ? dequantize(matrix) : weights.load(tensor);
-    };
-    return { ...weights, load };
+    return dequantizedWeights(this.weights);
   }
 
-  private weightsWith(form: (matrix: QuantizedMatrix) => QuantizedWeight | undefined): Weights {
+  private weightsWith(form: (matrix: StoredMatrix) => QuantizedWeight | undefined): Weights {
     const base = floatWeights(this.model.checkpoint);
     return {
       has: base.has,
       shape: base.shape,
-      load: async (tensor) => this.floats.get(tensor) ?? base.load(tensor),
+      load: (tensor) => this.floats.get(tensor)?.() ?? base.load(tensor),
+      ...(base.loadRows && {
+        loadRows: async (tensor: string, start: number, end: number) => {
+          const changed = await this.floats.get(tensor)?.();
+          if (!changed) return base.loadRows!(tensor, start, end);
+          const length = changed.length / base.shape(tensor)[0];
+          return changed.subarray(start * length, end * length);
+        },
+      }),
       quantized: (tensor) => {
         const matrix = this.matrices.get(tensor);
         return matrix && form(matrix);
       },
     };
   }
+}
+
+function headOf({ rows, cols, bits, groupSize, zeros, scaleGrid }: QuantizedMatrix): Omit<StoredMatrix, "load"> {
+  return { rows, cols, bits, groupSize, symmetric: !zeros, scaleBits: scaleGrid?.bits ?? 16 };
 }
 
 /** A matrix whose row r is divided by scales[r]: codes stay, its scales move, rounded as they are stored. */

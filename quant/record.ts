@@ -5,10 +5,22 @@
 import { NibbleError } from "../src/errors.ts";
 import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
 
-/** Keeps finished layers between runs; the key is a file name. */
+/** Keeps finished layers, so that a model's size is no matter, and between runs; the key is a file name. */
 export interface LayerStore {
   get(key: string): Promise<Uint8Array | undefined>;
   put(key: string, bytes: Uint8Array): Promise<void>;
+}
+
+/** Goes up when stored layers are laid out in another way: those of an older version are no use then. */
+export const LAYER_FORMAT = 2;
+
+/** Finished layers in memory, codes packed: where there is no disk. */
+export function memoryLayerStore(): LayerStore {
+  const kept = new Map<string, Uint8Array>();
+  return {
+    get: async (key) => kept.get(key),
+    put: async (key, bytes) => void kept.set(key, bytes),
+  };
 }
 
 /** One quantized linear as calibration used it. */
@@ -18,7 +30,8 @@ export interface LinearRecord {
   readonly columnScales: Float64Array | undefined;
   /** (rows) what a later fold divides its outputs by; undefined = nothing. */
   readonly rowScales: Float64Array | undefined;
-  readonly report: LinearReport;
+  /** Undefined for embedding and head. */
+  readonly report: LinearReport | undefined;
 }
 
 export interface LinearReport {
@@ -45,7 +58,7 @@ const kindOf = (array: TypedArray): keyof typeof constructors =>
 interface Header {
   readonly linears: Record<
     string,
-    Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> & { scaleBits?: 6 | 8 } & LinearReport
+    Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> & { scaleBits?: 6 | 8; isTable?: true } & LinearReport
   >;
   /** Name -> [kind, offset, length in elements]; "<linear>/codes", "float/<tensor>". */
   readonly arrays: Record<string, readonly [keyof typeof constructors, number, number]>;
@@ -68,8 +81,8 @@ export function encodeLayer({ linears, floats }: LayerRecord): Uint8Array {
   const heads: Header["linears"] = {};
   for (const [name, { matrix, columnScales, rowScales, report }] of linears) {
     const { rows, cols, bits, groupSize } = matrix;
-    heads[name] = { rows, cols, bits, groupSize, scaleBits: matrix.scaleGrid?.bits, ...report };
-    add(`${name}/codes`, matrix.codes);
+    heads[name] = { rows, cols, bits, groupSize, scaleBits: matrix.scaleGrid?.bits, ...(report ?? { isTable: true }) };
+    add(`${name}/codes`, pack(matrix.codes, bits));
     add(`${name}/scales`, matrix.scales);
     add(`${name}/zeros`, matrix.zeros);
     add(`${name}/factors`, matrix.scaleGrid?.factors);
@@ -88,6 +101,29 @@ export function encodeLayer({ linears, floats }: LayerRecord): Uint8Array {
     at += Math.ceil(part.byteLength / ALIGNMENT) * ALIGNMENT;
   }
   return bytes;
+}
+
+/** Codes that share a byte. */
+const perByte = (bits: number): number => (bits <= 2 ? 4 : bits <= 4 ? 2 : 1);
+
+/** Codes of up to 4 bits two or four a byte, low bits first. */
+function pack(codes: Uint8Array, bits: number): Uint8Array {
+  const count = perByte(bits);
+  if (count === 1) return codes;
+  const width = 8 / count;
+  const packed = new Uint8Array(Math.ceil(codes.length / count));
+  for (let i = 0; i < codes.length; i++) packed[Math.floor(i / count)] |= codes[i] << ((i % count) * width);
+  return packed;
+}
+
+function unpack(packed: Uint8Array, bits: number, length: number): Uint8Array {
+  const count = perByte(bits);
+  if (count === 1) return packed;
+  const width = 8 / count;
+  const codes = new Uint8Array(length);
+  for (let i = 0; i < length; i++)
+    codes[i] = (packed[Math.floor(i / count)] >> ((i % count) * width)) & (2 ** width - 1);
+  return codes;
 }
 
 /** Error `bad_file` when the bytes are no whole record. */
@@ -115,18 +151,20 @@ export function decodeLayer(stored: Uint8Array): LayerRecord {
   };
   const linears = new Map<string, LinearRecord>();
   for (const [name, head] of Object.entries(header.linears)) {
-    const { rows, cols, bits, groupSize, scaleBits, ...report } = head;
-    const codes = array(`${name}/codes`) as Uint8Array | undefined;
+    const { rows, cols, bits, groupSize, scaleBits, isTable, ...report } = head;
+    const packed = array(`${name}/codes`) as Uint8Array | undefined;
     const scales = array(`${name}/scales`) as Float32Array | undefined;
     const zeros = array(`${name}/zeros`) as Uint8Array | undefined;
     const factors = array(`${name}/factors`) as Float32Array | undefined;
-    if (!codes || !scales || (scaleBits && !factors)) throw broken();
+    if (packed?.length !== Math.ceil((rows * cols) / perByte(bits))) throw broken();
+    if (!scales || (scaleBits && !factors)) throw broken();
+    const codes = unpack(packed, bits, rows * cols);
     const scaleGrid = scaleBits && factors && { bits: scaleBits, factors };
     linears.set(name, {
       matrix: { rows, cols, bits, groupSize, codes, scales, zeros, ...(scaleGrid && { scaleGrid }) },
       columnScales: array(`${name}/columnScales`) as Float64Array | undefined,
       rowScales: array(`${name}/rowScales`) as Float64Array | undefined,
-      report,
+      report: isTable ? undefined : report,
     });
   }
   const floats = new Map<string, Float32Array>();

@@ -129,7 +129,7 @@ class Tuner {
   private readonly gradients: BlockGradients;
   private readonly head: HeadGradient;
   /** By full tensor name. */
-  private readonly scales = new Map<string, { readonly matrix: QuantizedMatrix; readonly parameter: Parameter }>();
+  private readonly scales = new Map<string, Parameter>();
   private readonly gains = new Map<
     string,
     { readonly start: Float32Array; readonly unit: number; readonly parameter: Parameter }
@@ -145,7 +145,7 @@ class Tuner {
     const { ort } = tools;
     this.model = model;
     const dequantized = quantized.dequantized;
-    this.weights = { ...dequantized, load: (tensor) => this.load(tensor, dequantized) };
+    this.weights = { ...dequantized, load: (tensor) => this.load(tensor, dequantized), loadRows: undefined };
     this.forward = new BlockForward(ort, model, this.weights, sequenceLength, CALM);
     this.reference = new BlockForward(ort, model, floatWeights(model.checkpoint), sequenceLength, CALM);
     const trained = (tensor: string) =>
@@ -168,9 +168,13 @@ class Tuner {
   /** Values of the moment. */
   private async load(tensor: string, base: Weights): Promise<Float32Array> {
     const trained = this.scales.get(tensor);
-    if (trained) return dequantize(movedMatrix(trained.matrix, trained.parameter.theta));
+    if (trained) return dequantize(movedMatrix(await this.matrix(tensor), trained.theta));
     const gain = this.gains.get(tensor);
     return gain ? gainOf(gain) : base.load(tensor);
+  }
+
+  private matrix(tensor: string): Promise<QuantizedMatrix> {
+    return this.quantized.matrices.get(tensor)!.load();
   }
 
   /** Mean KL over windows. */
@@ -218,7 +222,7 @@ class Tuner {
       const results = await this.backward(block, joined(states[layer]), slope, windows.length);
       slope = results.get("hidden_states")!;
       for (const [tensor, gradient] of results) {
-        if (this.quantized.matrices.has(tensor)) this.moveScales(tensor, gradient, rate);
+        if (this.quantized.matrices.has(tensor)) await this.moveScales(tensor, gradient, rate);
         else if (tensor !== "hidden_states") await this.moveGain(tensor, gradient, rate);
       }
     }
@@ -275,14 +279,14 @@ class Tuner {
     return gradients;
   }
 
-  private moveScales(tensor: string, gradient: Float32Array, rate: number): void {
-    const matrix = this.quantized.matrices.get(tensor)!;
+  private async moveScales(tensor: string, gradient: Float32Array, rate: number): Promise<void> {
+    const matrix = await this.matrix(tensor);
     let trained = this.scales.get(tensor);
     if (!trained) {
-      trained = { matrix, parameter: new Parameter(thetaCount(matrix)) };
+      trained = new Parameter(thetaCount(matrix));
       this.scales.set(tensor, trained);
     }
-    trained.parameter.step(scaleGradient(matrix, gradient), rate);
+    trained.step(scaleGradient(matrix, gradient), rate);
   }
 
   private async moveGain(tensor: string, gradient: Float32Array, rate: number): Promise<void> {
@@ -299,10 +303,12 @@ class Tuner {
 
   /** Gives the model the trained values. */
   apply(): void {
-    for (const [tensor, { matrix, parameter }] of this.scales) {
-      this.quantized.matrices.set(tensor, movedMatrix(matrix, parameter.theta));
+    const { matrices, floats } = this.quantized;
+    for (const [tensor, { theta }] of this.scales) {
+      const stored = matrices.get(tensor)!;
+      matrices.set(tensor, { ...stored, load: async () => movedMatrix(await stored.load(), theta) });
     }
-    for (const [tensor, gain] of this.gains) this.quantized.floats.set(tensor, gainOf(gain));
+    for (const [tensor, gain] of this.gains) floats.set(tensor, async () => gainOf(gain));
   }
 
   async dispose(): Promise<void> {

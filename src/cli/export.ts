@@ -63,8 +63,8 @@ export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
       const { dtype, context: contextLength, force: overwrite, check } = flags;
       const text = await calibrationText(checkpoint, flags.calibration);
       if (pruning) await requireExportable(checkpoint, flags.output, { overwrite, contextLength });
-      const source = pruning ? await quantize(checkpoint, prune(pruning), { text, ...common }) : checkpoint;
-      const manifest = await exportFolder(source, flags.output, {
+      const pruned = pruning && (await quantize(checkpoint, prune(pruning), { text, ...common }));
+      const manifest = await exportFolder(pruned ?? checkpoint, flags.output, {
         dtype,
         contextLength,
         overwrite,
@@ -73,6 +73,7 @@ export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
         text,
         ...common,
       });
+      await pruned?.dispose();
       const measured = pruning && (manifest.measured as { readonly drift: Drift } | undefined);
       const lines = [...(measured ? [driftLine(measured.drift)] : []), madeLine(flags.output, manifest)];
       output.result(lines.join("\n"), { folder: flags.output, manifest });

@@ -69,6 +69,7 @@ export const quantizeCommand = withCheckpointFlags(command).action((spec: string
         onNote: (note) => output.note(`note: ${note}`),
         ...common,
       });
+      await quantized.dispose();
       const measured = manifest.measured as { readonly drift: Drift } | undefined;
       const lines = [...(measured ? [driftLine(measured.drift)] : []), madeLine(flags.output, manifest)];
       output.result(lines.join("\n"), { folder: flags.output, manifest });

@@ -5,11 +5,12 @@
 import type { InferenceSession } from "onnxruntime-common";
 import type { Model } from "../arch/index.ts";
 import type { WeightInput } from "../arch/model-builder.ts";
-import type { Weights } from "../arch/weights.ts";
+import { gatherRows, rowsOf, type Weights } from "../arch/weights.ts";
 import { blockGraph, embeddingGraph, headGraph } from "../export/graphs.ts";
 import { sha256Hex } from "../hash.ts";
 import { fullKv } from "../kv/full.ts";
 import { toBytes } from "../onnx/external-data.ts";
+import type { Graph } from "../onnx/graph.ts";
 import type { Ort } from "../onnx/ort.ts";
 
 /** Hidden states of one window, (seq, hidden). */
@@ -36,8 +37,17 @@ export class BlockForward {
 
   /** Token ids of each window -> its hidden states before the first block. */
   async embed(windows: readonly (readonly number[])[]): Promise<Hidden[]> {
+    // of the table no more rows than the text has tokens
+    const used = [...new Set(windows.flat())].sort((a, b) => a - b);
+    const placeOf = new Map(used.map((id, place) => [id, place]));
+    const table = `${this.model.arch.embeddingName}.weight`;
     const graph = embeddingGraph(this.model, {
-      weights: this.weights,
+      weights: {
+        ...this.weights,
+        shape: (tensor) =>
+          tensor === table ? [used.length, this.weights.shape(table)[1]] : this.weights.shape(tensor),
+        load: (tensor) => (tensor === table ? gatherRows(this.weights, table, used) : this.weights.load(tensor)),
+      },
       kv: fullKv({ cached: false }),
       maxPositions: this.maxPositions,
     });
@@ -45,7 +55,8 @@ export class BlockForward {
     try {
       const hidden: Hidden[] = [];
       for (const ids of windows) {
-        const input_ids = this.ints(ids, [1, ids.length]);
+        const places = ids.map((id) => placeOf.get(id)!);
+        const input_ids = this.ints(places, [1, ids.length]);
         const feeds: Record<string, InstanceType<Ort["Tensor"]>> = { input_ids };
         if (session.inputNames.includes("attention_mask")) feeds.attention_mask = this.mask(ids.length);
         hidden.push((await session.run(feeds)).output.data as Float32Array);
@@ -71,21 +82,37 @@ export class BlockForward {
 
   /** Logits (seq, vocab) of each window, one at a time: they are the largest tensor of all. */
   async *logits(hidden: readonly Hidden[]): AsyncGenerator<Float32Array> {
-    const { graph } = headGraph(this.model, {
-      weights: this.weights,
+    const head = await this.head(0, this.headRows);
+    for (const x of hidden) yield head(x);
+  }
+
+  /** Token ids that have a logit. */
+  get headRows(): number {
+    const { arch, config } = this.model;
+    return this.weights.shape(`${arch.headName(config)}.weight`)[0];
+  }
+
+  /** The head for the token ids [first, end): hidden states (seq, hidden) -> logits (seq, end - first). */
+  async head(first: number, end: number): Promise<(x: Hidden) => Promise<Float32Array>> {
+    const { arch, config } = this.model;
+    const { weights } = this;
+    const name = arch.headName(config);
+    const isCut = (tensor: string) => tensor === `${name}.weight` || tensor === `${name}.bias`;
+    const { graph, builder } = headGraph(this.model, {
+      weights: {
+        ...weights,
+        shape: (tensor) => (isCut(tensor) ? weights.shape(tensor).with(0, end - first) : weights.shape(tensor)),
+        load: (tensor) => (isCut(tensor) ? rowsOf(weights, tensor, first, end) : weights.load(tensor)),
+      },
       kv: fullKv({ cached: false }),
       maxPositions: this.maxPositions,
+      weightInputName: (tensor) => tensor,
     });
-    const session = await this.ort.InferenceSession.create(await toBytes(graph), this.sessionOptions);
-    const { hiddenSize } = this.model.config;
-    try {
-      for (const x of hidden) {
-        const hidden_states = new this.ort.Tensor("float32", x, [1, x.length / hiddenSize, hiddenSize]);
-        yield (await session.run({ hidden_states }, ["logits"])).logits.data as Float32Array;
-      }
-    } finally {
-      await session.release();
-    }
+    const { session, feeds } = await this.load(graph, builder.weightInputs);
+    return async (x) => {
+      const hidden_states = new this.ort.Tensor("float32", x, [1, x.length / config.hiddenSize, config.hiddenSize]);
+      return (await session.run({ ...feeds, hidden_states }, ["logits"])).logits.data as Float32Array;
+    };
   }
 
   private async loadBlock(layer: number): Promise<LoadedBlock> {
@@ -96,6 +123,11 @@ export class BlockForward {
       maxPositions: this.maxPositions,
       weightInputName: (tensor) => tensor.replace(blockName, "block"),
     });
+    return this.load(graph, builder.weightInputs);
+  }
+
+  /** A graph whose weights are inputs; graphs of one structure share a session. */
+  private async load(graph: Graph, weightInputs: ReadonlyMap<string, WeightInput>): Promise<LoadedBlock> {
     const bytes = await toBytes(graph);
     const key = sha256Hex(bytes);
     let session = this.sessions.get(key);
@@ -103,7 +135,7 @@ export class BlockForward {
       session = this.ort.InferenceSession.create(bytes, this.sessionOptions);
       this.sessions.set(key, session);
     }
-    return { session: await session, feeds: await this.readWeights(builder.weightInputs) };
+    return { session: await session, feeds: await this.readWeights(weightInputs) };
   }
 
   private async readWeights(inputs: ReadonlyMap<string, WeightInput>): Promise<InferenceSession.FeedsType> {

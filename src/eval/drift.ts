@@ -7,7 +7,7 @@ import type { Weights } from "../arch/weights.ts";
 import type { Ort } from "../onnx/ort.ts";
 import type { OnProgress } from "../progress.ts";
 import { BlockForward } from "./block-forward.ts";
-import { type Comparison, LogitComparer } from "./compare.ts";
+import { type Comparison, LogitComparer, RunningComparison } from "./compare.ts";
 
 /** Over all scored positions. */
 export interface Drift {
@@ -41,42 +41,45 @@ export async function measureDrift(
   const maxPositions = Math.max(...windows.map((ids) => ids.length));
   const forwards = [reference, weights].map((w) => new BlockForward(ort, model, w, maxPositions));
   const comparer = new LogitComparer(ort);
-  const { layers, vocabSize } = model.config;
+  const { layers } = model.config;
   try {
     const hidden = [await forwards[0].embed(windows), await forwards[1].embed(windows)];
     for (let layer = 0; layer < layers; layer++) {
-      onProgress?.({ stage: "measure drift", done: layer, total: layers, unit: "layers" });
+      onProgress?.({ stage: "measure drift", done: layer, total: layers + 1, unit: "layers" });
       for (const [i, forward] of forwards.entries()) await forward.block(layer, hidden[i], signal);
     }
-    // logits are the largest tensors of all, so they come for a few positions at a time
-    const slices = hidden.map((states) => states.flatMap((state) => rowSlices(state, model.config.hiddenSize)));
-    const logits = [forwards[0].logits(slices[0]), forwards[1].logits(slices[1])];
-    const comparisons: Comparison[] = [];
-    for (const ids of windows) {
-      const parts: Comparison[] = [];
-      for (let start = 0; start < ids.length; start += POSITIONS) {
-        signal?.throwIfAborted();
-        const [a, b] = [await logits[0].next(), await logits[1].next()];
-        const next = ids.slice(start + 1, start + POSITIONS + 1);
-        if (next.length > 0) parts.push(await comparer.compare(a.value!, b.value!, vocabSize, next));
+    // logits are the largest tensors of all, and the head the largest weight: both come in parts
+    const { hiddenSize } = model.config;
+    const parts = windows.map((ids) => cutAt(ids.slice(1), POSITIONS).map((next) => new RunningComparison(next)));
+    const rows = forwards[0].headRows;
+    const width = Math.ceil(rows / Math.ceil(rows / VOCABULARY));
+    for (let first = 0; first < rows; first += width) {
+      onProgress?.({ stage: "measure drift", done: layers + first / rows, total: layers + 1, unit: "layers" });
+      const end = Math.min(rows, first + width);
+      const heads = [await forwards[0].head(first, end), await forwards[1].head(first, end)];
+      for (const [window, comparisons] of parts.entries()) {
+        for (const [part, running] of comparisons.entries()) {
+          signal?.throwIfAborted();
+          const start = part * POSITIONS * hiddenSize;
+          const states = hidden.map((of) => of[window].subarray(start, start + running.next.length * hiddenSize));
+          const [a, b] = [await heads[0](states[0]), await heads[1](states[1])];
+          await comparer.add(running, a, b, first, end - first);
+        }
       }
-      comparisons.push(joinComparisons(parts));
     }
-    for (const stream of logits) await stream.return(undefined);
-    return summarize(comparisons);
+    return summarize(parts.map((comparisons) => joinComparisons(comparisons.map((running) => running.result()))));
   } finally {
     for (const forward of forwards) await forward.dispose();
     await comparer.dispose();
   }
 }
 
-/** Positions whose logits are held at once: 39 MB at a vocabulary of 151,936. */
-const POSITIONS = 64;
+/** Positions and token ids whose logits are held at once: 8 MB for each of the models. */
+const POSITIONS = 128;
+const VOCABULARY = 16384;
 
-/** (seq, hidden) as parts of at most POSITIONS rows. */
-function rowSlices(state: Float32Array, hiddenSize: number): Float32Array[] {
-  const step = POSITIONS * hiddenSize;
-  return Array.from({ length: Math.ceil(state.length / step) }, (_, i) => state.subarray(i * step, (i + 1) * step));
+function cutAt(ids: readonly number[], length: number): number[][] {
+  return Array.from({ length: Math.ceil(ids.length / length) }, (_, i) => ids.slice(i * length, (i + 1) * length));
 }
 
 /** Parts of one window as one. */

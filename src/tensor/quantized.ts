@@ -70,3 +70,17 @@ export function dequantize(matrix: QuantizedMatrix): Float32Array {
   }
   return values;
 }
+
+/** Rows [start, end) as a matrix of their own, on the same memory. */
+export function matrixRows(matrix: QuantizedMatrix, start: number, end: number): QuantizedMatrix {
+  const { cols, codes, scales, zeros, scaleGrid } = matrix;
+  const groups = groupCount(matrix);
+  return {
+    ...matrix,
+    rows: end - start,
+    codes: codes.subarray(start * cols, end * cols),
+    scales: scales.subarray(start * groups, end * groups),
+    zeros: zeros?.subarray(start * groups, end * groups),
+    ...(scaleGrid && { scaleGrid: { ...scaleGrid, factors: scaleGrid.factors.subarray(start, end) } }),
+  };
+}

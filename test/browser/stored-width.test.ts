@@ -42,7 +42,7 @@ describe.skipIf(noChromium())("a file that stores 3-bit codes and 6-bit scales",
     const stored = await quantizeModel(resolveModel(checkpoint), recipe, [], { ort, products });
     const plain = new QuantizedModel(stored.model, recipe);
     for (const [name, matrix] of stored.matrices)
-      plain.matrices.set(name, { ...widened(matrix), scaleGrid: undefined });
+      plain.setMatrix(name, { ...widened(await matrix.load()), scaleGrid: undefined });
     for (const [name, { model, weights }] of Object.entries({ stored, plain })) {
       const options = { weights, kv: fullKv(), maxPositions: 64, fuseLinears: true, scaleType: "float32" } as const;
       await writeFile(join(folder, `${name}.onnx`), await toBytes(decoderGraph(model, options)));

@@ -51,10 +51,10 @@ async function made(name: string, quantized: QuantizedModel): Promise<string> {
 }
 
 /** The same values with every code in its container and a float for every scale. */
-function plainTwin(quantized: QuantizedModel): QuantizedModel {
+async function plainTwin(quantized: QuantizedModel): Promise<QuantizedModel> {
   const twin = new QuantizedModel(quantized.model, quantized.plan);
   for (const [name, matrix] of quantized.matrices)
-    twin.matrices.set(name, { ...widened(matrix), scaleGrid: undefined });
+    twin.setMatrix(name, { ...widened(await matrix.load()), scaleGrid: undefined });
   return twin;
 }
 
@@ -79,7 +79,7 @@ describe.each(Object.entries(recipes))("%s", (name, recipe) => {
     // scales of 8 bits become floats here, which float16 cannot hold: the twin keeps float32
     const out = await nodeSink(join(home, `${slug}-plain`));
     const dtype = modelDtype(recipe);
-    await exportModel(plainTwin(quantized), out, { dtype, scaleType: "float32" });
+    await exportModel(await plainTwin(quantized), out, { dtype, scaleType: "float32" });
     await out.commit();
     plain = join(home, `${slug}-plain`);
     await products.dispose();

@@ -6,6 +6,7 @@ import { ortProducts } from "../../quant/products.ts";
 import { type QuantizeTools, quantizeModel } from "../../quant/quantize.ts";
 import type { QuantizedModel } from "../../quant/quantized-model.ts";
 import { awq, gptq, hqq, preset, prune, type Recipe, rtn } from "../../quant/recipes.ts";
+import { memoryLayerStore } from "../../quant/record.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
@@ -38,6 +39,7 @@ afterAll(async () => {
   await checkpoint.dispose();
 });
 
+const linears = () => [...checkpoint.tensors.keys()].filter((name) => name.endsWith("_proj.weight"));
 const calibration = () => windows.slice(0, 16);
 const few = (recipe: Recipe): Recipe => ({ ...recipe, windows: Math.min(recipe.windows, 16), head: undefined });
 
@@ -52,8 +54,12 @@ async function drift(quantized: QuantizedModel): Promise<number> {
   return kl.mean;
 }
 
-function codesOf(quantized: QuantizedModel): Map<string, unknown> {
-  return new Map([...quantized.matrices].map(([name, { codes, scales, zeros }]) => [name, { codes, scales, zeros }]));
+/** All codes, scales, zero points and changed floats. */
+async function valuesOf({ matrices, floats }: QuantizedModel): Promise<Map<string, unknown>> {
+  const values = new Map<string, unknown>();
+  for (const [name, { load }] of matrices) values.set(name, await load());
+  for (const [name, load] of floats) values.set(name, await load());
+  return values;
 }
 
 const dataOf = (activations: Activations, name: string) => activations.get(name)!.data as Float32Array;
@@ -133,7 +139,7 @@ describe("quantizing a model", () => {
     const recipe = few(preset("fast"));
     const first = await quantizeModel(model, recipe, calibration(), tools);
     const second = await quantizeModel(model, recipe, calibration(), tools);
-    expect(codesOf(second)).toEqual(codesOf(first));
+    expect(await valuesOf(second)).toEqual(await valuesOf(first));
   });
 
   test("an interrupted run goes on where it stopped, with the result it would have had", async () => {
@@ -155,13 +161,26 @@ describe("quantizing a model", () => {
     expect(kept.size).toBeGreaterThanOrEqual(2);
     expect(kept.size).toBeLessThan(5);
     const resumed = await quantizeModel(model, recipe, calibration(), { ...tools, store });
-    expect(codesOf(resumed)).toEqual(codesOf(whole));
-    expect(resumed.floats).toEqual(whole.floats);
+    expect(await valuesOf(resumed)).toEqual(await valuesOf(whole));
+    // a run that finds everything computes nothing
+    const onTime = () => expect.unreachable("computed again");
+    const again = await quantizeModel(model, recipe, calibration(), { ...tools, store, onTime });
+    expect(await valuesOf(again)).toEqual(await valuesOf(whole));
+    expect(again.reports).toEqual(whole.reports);
+  });
+
+  test("a model whose layers are gone says so", async () => {
+    const store = memoryLayerStore();
+    let isGone = false;
+    const get = async (key: string) => (isGone ? undefined : store.get(key));
+    const quantized = await quantizeModel(model, rtn(), [], { ...tools, store: { ...store, get } });
+    isGone = true;
+    await expect(quantized.weights.quantized(linears()[0])!.load()).rejects.toMatchObject({ code: "not_found" });
   });
 
   test("a tied 8-bit head is one matrix, within half a step of its weights", async () => {
     const quantized = await quantizeModel(model, rtn(), [], tools);
-    const head = quantized.matrices.get("model.embed_tokens.weight")!;
+    const head = await quantized.matrices.get("model.embed_tokens.weight")!.load();
     expect(head.bits).toBe(8);
     const { data } = await checkpoint.readTensor("model.embed_tokens.weight");
     const values = dequantize(head);
@@ -175,8 +194,6 @@ describe("quantizing a model", () => {
 
 describe("pruning a model", () => {
   const half = { method: "sparsegpt", sparsity: { n: 2, m: 4 } } as const;
-  const linears = () => [...checkpoint.tensors.keys()].filter((name) => name.endsWith("_proj.weight"));
-
   /** Smallest number of zeros in any four neighbours. */
   function fewestZeros(values: Float32Array): number {
     let fewest = 4;
@@ -207,12 +224,9 @@ describe("pruning a model", () => {
   test("interrupted goes on with the result it would have had", async () => {
     const recipe = few(prune({ method: "sparsegpt", sparsity: 0.5 }));
     const whole = await quantizeModel(model, recipe, calibration(), tools);
-    const kept = new Map<string, Uint8Array>();
-    const store = {
-      get: async (key: string) => (key === "layer-0.bin" || key === "layer-1.bin" ? kept.get(key) : undefined),
-      put: async (key: string, bytes: Uint8Array) => void kept.set(key, bytes),
-    };
-    await quantizeModel(model, recipe, calibration(), { ...tools, store });
+    const [first, store] = [memoryLayerStore(), memoryLayerStore()];
+    await quantizeModel(model, recipe, calibration(), { ...tools, store: first });
+    for (const key of ["layer-0.bin", "layer-1.bin"]) await store.put(key, (await first.get(key))!);
     const resumed = await quantizeModel(model, recipe, calibration(), { ...tools, store });
     for (const name of linears()) expect(await resumed.weights.load(name)).toEqual(await whole.weights.load(name));
   });
