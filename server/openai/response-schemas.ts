@@ -91,6 +91,13 @@ export const completionResponse = z.object({
   usage,
 });
 
+export const completionChunk = completionResponse.extend({
+  choices: z
+    .array(completionResponse.shape.choices.element.extend({ finish_reason: z.enum(["stop", "length"]).nullable() }))
+    .max(1),
+  usage: usage.nullish(),
+});
+
 export const embeddingResponse = z.object({
   object: z.literal("list"),
   model: z.string(),

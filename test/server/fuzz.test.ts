@@ -1,7 +1,13 @@
 /** Requests made from the server's own OpenAPI document: no 500, and every answer has its published shape. */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { chatCompletionChunk, errorResponse } from "../../server/openai/response-schemas.ts";
+import {
+  chatCompletionChunk,
+  completionChunk,
+  errorResponse,
+  messageResponse,
+  responseResponse,
+} from "../../server/openai/response-schemas.ts";
 import { makeDocument, operations } from "../../server/routes/openapi.ts";
 import { nearly, type Schema } from "./from-schema.ts";
 import { events, testApp } from "./serving.ts";
@@ -11,6 +17,41 @@ const runs = Number(process.env.NIBBLE_FUZZ_RUNS ?? 150);
 const { paths } = makeDocument() as unknown as {
   paths: Record<string, { post?: { requestBody: { content: Record<string, { schema: Schema }> } } }>;
 };
+
+interface StreamEvent {
+  readonly type: string;
+  readonly sequence_number?: number;
+  readonly index?: number;
+  readonly message?: unknown;
+  readonly response?: unknown;
+}
+
+/** Every event of a stream has its API's shape and its place. */
+function checkStream(path: string, all: readonly unknown[]): void {
+  if (path === "/v1/chat/completions" || path === "/v1/completions") {
+    const chunk = path === "/v1/completions" ? completionChunk : chatCompletionChunk;
+    expect(all.at(-1)).toBe("[DONE]");
+    for (const item of all.slice(0, -1)) chunk.parse(item);
+  } else if (path === "/v1/responses") {
+    const typed = all as StreamEvent[];
+    expect(typed.map(({ sequence_number }) => sequence_number)).toEqual(typed.map((_, index) => index));
+    expect(typed.slice(0, 2).map(({ type }) => type)).toEqual(["response.created", "response.in_progress"]);
+    const last = typed.at(-1);
+    expect(last?.type).toMatch(/^response\.(completed|incomplete)$/);
+    responseResponse.parse(last?.response);
+  } else if (path === "/v1/messages") {
+    const typed = all as StreamEvent[];
+    expect(typed[0].type).toBe("message_start");
+    messageResponse.extend({ stop_reason: messageResponse.shape.stop_reason.nullable() }).parse(typed[0].message);
+    expect(typed.slice(-2).map(({ type }) => type)).toEqual(["message_delta", "message_stop"]);
+    let open = -1;
+    for (const { type, index } of typed) {
+      if (type === "content_block_start")
+        expect(index).toBe(++open); // one after the other
+      else if (type.startsWith("content_block")) expect(index).toBe(open);
+    }
+  }
+}
 
 describe("no 500 and no answer outside the published shapes", () => {
   test.each(Object.keys(operations))("%s", async (path) => {
@@ -24,11 +65,7 @@ describe("no 500 and no answer outside the published shapes", () => {
         statuses.set(response.status, (statuses.get(response.status) ?? 0) + 1);
         expect(response.status).toBeLessThan(500);
         if (response.status === 200 && response.headers.get("content-type")?.startsWith("text/event-stream")) {
-          const all = await events(response);
-          if (path === "/v1/chat/completions") {
-            expect(all.at(-1)).toBe("[DONE]");
-            for (const chunk of all.slice(0, -1)) chatCompletionChunk.parse(chunk);
-          }
+          checkStream(path, await events(response));
         } else if (response.status === 200) {
           operations[path].response?.parse(await response.json());
         } else if (!path.startsWith("/v1/messages")) {
