@@ -86,6 +86,7 @@ export function createApp(options: AppOptions): Hono {
       status: http.status,
       headers: {
         "Content-Type": "application/json",
+        ...(http.status === 401 ? { "WWW-Authenticate": "Bearer" } : {}),
         ...(http.retryAfterSeconds === undefined ? {} : { "Retry-After": String(http.retryAfterSeconds) }),
       },
     });

@@ -1,7 +1,9 @@
 /**
- * Arrays whose items differ (uniqueItems): beside the grammar's state, the items that the open array has so far and the
- * text of the one being written. Items are scalars in one spelling each, so different texts are different values. The
- * byte that would make an item equal to an earlier one is no way to go.
+ * Arrays whose items differ (uniqueItems): beside the grammar's state, the items that the open array has so far. Items are
+ * scalars in one spelling each, so different texts are different values; the byte that would make an item equal to an
+ * earlier one is no way to go. Within a token, which is as far as a mask looks, the text of an item matters only while it
+ * is the beginning of an earlier one, and after one item has ended no second one may: so states stay few. What was really
+ * written is followed token by token.
  */
 import { type Automaton, DEAD, type Machine } from "./machine.ts";
 
@@ -10,17 +12,32 @@ const [QUOTE, BACKSLASH, COMMA, CLOSE, OPEN] = [34, 92, 44, 93, 91];
 const BLANKS = [9, 10, 13, 32];
 const ends = (byte: number): boolean => byte === COMMA || byte === CLOSE || BLANKS.includes(byte);
 
-/** Inside an array of distinct items. */
-interface Items {
-  /** Latin-1 of the items' bytes. */
+/** The array that is being written: its items, and the one that has begun ("" between items), bytes as Latin-1. */
+export interface Items {
   readonly seen: readonly string[];
-  /** The item being written, "" between items. */
   readonly text: string;
-  /** In a string, behind a backslash. */
-  readonly escaped: boolean;
 }
 
-const NONE: Items = { seen: [], text: "", escaped: false };
+type Place =
+  /** Not in such an array. */
+  | { readonly kind: "outside" }
+  /** Between items; `ended`: one has ended since the token began. */
+  | { readonly kind: "between"; readonly seen: readonly string[]; readonly ended: boolean }
+  /** In an item whose text is the beginning of one that was there. */
+  | { readonly kind: "like"; readonly seen: readonly string[]; readonly text: string }
+  /** In an item that is a new one; `mayEnd`: none has ended since the token began. */
+  | {
+      readonly kind: "new";
+      readonly seen: readonly string[];
+      readonly string: boolean;
+      readonly escaped: boolean;
+      readonly mayEnd: boolean;
+    };
+
+const OUTSIDE: Place = { kind: "outside" };
+
+/** In a string, behind a backslash that escapes what comes. */
+const isEscaped = (text: string): boolean => (/\\+$/.exec(text)?.[0].length ?? 0) % 2 === 1;
 
 export class DistinctMachine implements Automaton {
   readonly start = 1;
@@ -28,14 +45,13 @@ export class DistinctMachine implements Automaton {
   readonly classes = 256;
   transitions = new Int32Array(16 * 256).fill(UNKNOWN);
   readonly #machine: Machine;
-  readonly #states: { readonly state: number; readonly items: Items | undefined }[] = [];
+  readonly #states: { readonly state: number; readonly place: Place }[] = [{ state: DEAD, place: OUTSIDE }];
   readonly #known = new Map<string, number>();
 
   constructor(machine: Machine) {
     this.#machine = machine;
     this.transitions.fill(DEAD, 0, 256);
-    this.#states.push({ state: DEAD, items: undefined });
-    this.#intern(machine.start, undefined);
+    this.#intern(machine.start, OUTSIDE);
   }
 
   get stateCount(): number {
@@ -47,9 +63,9 @@ export class DistinctMachine implements Automaton {
   }
 
   plainRun(state: number): number {
-    const { state: inner, items } = this.#states[state];
-    const mayRepeat = items?.seen.some((text) => text.startsWith(items.text)) ?? false;
-    return mayRepeat ? 0 : this.#machine.plainRun(inner);
+    const { state: inner, place } = this.#states[state];
+    const run = this.#machine.plainRun(inner);
+    return place.kind === "like" ? run - 1 : run; // room to become another text
   }
 
   next(state: number, byte: number): number {
@@ -58,37 +74,72 @@ export class DistinctMachine implements Automaton {
   }
 
   step(state: number, byte: number): number {
-    const { state: inner, items } = this.#states[state];
+    const { state: inner, place } = this.#states[state];
     const after = this.#machine.next(inner, byte);
-    let next = DEAD;
-    if (after !== DEAD) {
-      const opens = items === undefined && byte === OPEN && this.#machine.opensDistinct(inner);
-      const read = opens ? NONE : items && readItem(items, byte);
-      if (read !== "repeated" && !(read && this.#isStuck(after, read)))
-        next = this.#intern(after, read === "closed" ? undefined : read);
-    }
+    const read = after === DEAD ? undefined : this.#read(place, byte, inner);
+    const next = read === undefined || this.#isStuck(after, read) ? DEAD : this.#intern(after, read);
     this.transitions[state * 256 + byte] = next;
     return next;
   }
 
+  /** The array that opens with this byte or goes on; undefined outside of any. */
+  follow(state: number, byte: number, items: Items | undefined): Items | undefined {
+    if (items !== undefined) return readItem(items, byte);
+    const opens = byte === OPEN && this.#machine.opensDistinct(this.#states[state].state);
+    return opens ? { seen: [], text: "" } : undefined;
+  }
+
+  /** The state at the end of a token, by what was really written. */
+  settle(state: number, items: Items | undefined): number {
+    if (items === undefined) return this.#intern(this.#states[state].state, OUTSIDE);
+    return this.#intern(this.#states[state].state, placeOf(items.seen, items.text, true));
+  }
+
+  /** Undefined where the byte must not come. */
+  #read(place: Place, byte: number, state: number): Place | undefined {
+    switch (place.kind) {
+      case "outside":
+        if (byte !== OPEN || !this.#machine.opensDistinct(state)) return OUTSIDE;
+        return { kind: "between", seen: [], ended: false };
+      case "between":
+        if (byte === CLOSE) return OUTSIDE;
+        return ends(byte) ? place : placeOf(place.seen, String.fromCharCode(byte), !place.ended);
+      case "like": {
+        const { seen, text } = place;
+        const isEnd = text.startsWith('"') ? byte === QUOTE && !isEscaped(text) : ends(byte);
+        const more = text + String.fromCharCode(byte);
+        if (!isEnd) return placeOf(seen, more, true);
+        if (seen.includes(text.startsWith('"') ? more : text)) return undefined;
+        return byte === CLOSE ? OUTSIDE : { kind: "between", seen, ended: true };
+      }
+      case "new": {
+        const { seen, string, escaped, mayEnd } = place;
+        if (string && escaped) return { ...place, escaped: false };
+        if (!(string ? byte === QUOTE : ends(byte))) return string ? { ...place, escaped: byte === BACKSLASH } : place;
+        if (!mayEnd) return undefined;
+        return byte === CLOSE && !string ? OUTSIDE : { kind: "between", seen, ended: true };
+      }
+    }
+  }
+
   /** All that may come is the end of an item that was there before. */
-  #isStuck(state: number, items: Items | "closed"): boolean {
-    if (items === "closed" || items.text === "") return false;
-    const inString = items.text.startsWith('"');
-    if (!items.seen.includes(inString ? `${items.text}"` : items.text)) return false;
+  #isStuck(state: number, place: Place): boolean {
+    if (place.kind !== "like") return false;
+    const { seen, text } = place;
+    const inString = text.startsWith('"');
+    if (!seen.includes(inString ? `${text}"` : text)) return false;
     for (let byte = 0; byte < 256; byte++)
       if (!(inString ? byte === QUOTE : ends(byte)) && this.#machine.next(state, byte) !== DEAD) return false;
     return true;
   }
 
-  #intern(state: number, items: Items | undefined): number {
-    const key =
-      items === undefined ? `${state}` : `${state} ${items.escaped} ${JSON.stringify([items.text, items.seen])}`;
+  #intern(state: number, place: Place): number {
+    const key = place === OUTSIDE ? `${state}` : `${state} ${JSON.stringify(place)}`;
     const known = this.#known.get(key);
     if (known !== undefined) return known;
     const id = this.#states.length;
     this.#known.set(key, id);
-    this.#states.push({ state, items });
+    this.#states.push({ state, place });
     if ((id + 1) * 256 > this.transitions.length) {
       const larger = new Int32Array(this.transitions.length * 2).fill(UNKNOWN);
       larger.set(this.transitions);
@@ -98,16 +149,20 @@ export class DistinctMachine implements Automaton {
   }
 }
 
-function readItem({ seen, text, escaped }: Items, byte: number): Items | "closed" | "repeated" {
-  const char = String.fromCharCode(byte);
-  if (text.startsWith('"')) {
-    const more = text + char;
-    if (escaped) return { seen, text: more, escaped: false };
-    if (byte !== QUOTE) return { seen, text: more, escaped: byte === BACKSLASH };
-    return seen.includes(more) ? "repeated" : { seen: [...seen, more].sort(), text: "", escaped: false };
-  }
-  if (!ends(byte)) return { seen, text: text + char, escaped: false };
-  if (text !== "" && seen.includes(text)) return "repeated";
-  if (byte === CLOSE) return "closed";
-  return text === "" ? { seen, text, escaped } : { seen: [...seen, text].sort(), text: "", escaped: false };
+function placeOf(seen: readonly string[], text: string, mayEnd: boolean): Place {
+  if (text === "") return { kind: "between", seen, ended: false };
+  if (mayEnd && seen.some((item) => item.startsWith(text))) return { kind: "like", seen, text };
+  const string = text.startsWith('"');
+  return { kind: "new", seen, string, escaped: string && isEscaped(text), mayEnd };
+}
+
+/** Undefined behind the end of the array. */
+function readItem({ seen, text }: Items, byte: number): Items | undefined {
+  const more = text + String.fromCharCode(byte);
+  const inString = text.startsWith('"');
+  if (inString && (byte !== QUOTE || isEscaped(text))) return { seen, text: more };
+  if (inString) return { seen: [...seen, more].sort(), text: "" };
+  if (!ends(byte)) return { seen, text: more };
+  const ended = text === "" ? seen : [...seen, text].sort();
+  return byte === CLOSE ? undefined : { seen: ended, text: "" };
 }

@@ -1,7 +1,7 @@
 /** Constrained decoding: a grammar and a tokenizer give, after every token, the set of tokens that may follow. */
 import { NibbleError } from "../errors.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
-import { DistinctMachine } from "./distinct.ts";
+import { DistinctMachine, type Items } from "./distinct.ts";
 import { parseGrammar } from "./ebnf.ts";
 import { anyObject, schemaToGrammar } from "./json-schema.ts";
 import { type Automaton, DEAD, Machine } from "./machine.ts";
@@ -14,8 +14,8 @@ import { type Vocabulary, vocabularyOf } from "./vocabulary.ts";
 /** Masks kept per grammar: 256 of 152k tokens are 5 MB. */
 const MASK_CACHE = 256;
 const CACHED_GRAMMARS = 32;
-/** A machine that has grown beyond this is made anew for the next answer. */
-const RENEW_STATES = 50_000;
+/** A machine whose transitions have grown beyond this (16 MB) is made anew for the next answer. */
+const RENEW_CELLS = 4_000_000;
 
 export interface CompiledGrammar {
   /** At the beginning of an answer; one grammar serves many answers. */
@@ -37,7 +37,7 @@ export function compileGrammar(spec: GrammarSpec, tokenizer: Tokenizer): Compile
   let masks = new Map<number, Uint32Array>();
   return {
     start() {
-      if (machine.stateCount > RENEW_STATES) {
+      if (machine.stateCount * machine.classes > RENEW_CELLS) {
         machine = machineOf(root);
         masks = new Map();
       }
@@ -98,6 +98,8 @@ export function grammarNode(spec: GrammarSpec): Node {
 
 class GrammarConstraint implements TokenConstraint {
   #state: number;
+  /** Of the open array whose items have to differ. */
+  #items: Items | undefined;
   readonly #machine: Automaton;
   readonly #masks: Map<number, Uint32Array>;
   readonly #vocabulary: Vocabulary;
@@ -128,8 +130,14 @@ class GrammarConstraint implements TokenConstraint {
   accept(id: number): void {
     if (this.done && this.#vocabulary.eosIds.includes(id)) return;
     let state = this.#vocabulary.isSpecial(id) ? DEAD : this.#state;
-    for (const byte of this.#vocabulary.bytesOf(id)) state = this.#machine.next(state, byte);
+    const machine = this.#machine;
+    let items = this.#items;
+    for (const byte of this.#vocabulary.bytesOf(id)) {
+      if (machine instanceof DistinctMachine) items = machine.follow(state, byte, items);
+      state = machine.next(state, byte);
+    }
     if (state === DEAD) throw new NibbleError("engine", `Token ${id} is not allowed by the grammar at this place.`);
-    this.#state = state;
+    this.#state = machine instanceof DistinctMachine ? machine.settle(state, items) : state;
+    this.#items = items;
   }
 }

@@ -48,8 +48,21 @@ const answer =
   '{"name": "Ada Lovelace", "age": 36, "bio": "She wrote the first program for a machine that was never built, and ' +
   'saw what it could do beyond numbers. Music, for example.", "tags": ["mathematics", "poetry", "computing"], ' +
   '"address": {"street": "12 St James Square", "zip": "12345"}}';
+/** The same with what takes more work: items that differ, a condition, lengths beside patterns. */
+const harder = {
+  ...schema,
+  properties: {
+    ...schema.properties,
+    name: { type: "string", pattern: "^[A-Z][a-z]+( [A-Z][a-z]+)*$", maxLength: 40 },
+    tags: { type: "array", items: { type: "string" }, uniqueItems: true, maxItems: 5 },
+  },
+  if: { properties: { age: { minimum: 18 } } },
+  // biome-ignore lint/suspicious/noThenProperty: a keyword of JSON Schema
+  then: { properties: { bio: { minLength: 10 } } },
+};
 const grammars: [string, GrammarSpec][] = [
   ["schema", { kind: "json_schema", schema }],
+  ["harder schema", { kind: "json_schema", schema: harder }],
   ["json_object", { kind: "json_object" }],
 ];
 

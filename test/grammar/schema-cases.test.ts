@@ -244,6 +244,17 @@ describe("keywords: walks validate, what is valid can be said, what is not canno
   });
 });
 
+test("a token that holds two items is not taken for two different ones", () => {
+  const wide = byteTokenizer(['["a", "a"]', '"a", "a"', '", "a', "a", '"]']);
+  const schema = { type: "array", items: { type: "string" }, uniqueItems: true, maxItems: 3 };
+  const compiled = compileGrammar({ kind: "json_schema", schema }, wide);
+  const next = random(2);
+  for (let i = 0; i < 200; i++) {
+    const items: string[] = JSON.parse(randomWalk(compiled.start(), wide, next));
+    expect(new Set(items).size, JSON.stringify(items)).toBe(items.length);
+  }
+});
+
 const pydantic = JSON.parse(readFileSync(repoPath("test/golden/json-schema/pydantic.json"), "utf8")) as {
   schemas: Record<string, object>;
 };

@@ -49,6 +49,7 @@ test("a preflight is answered without a key, the request behind it is not", asyn
 test("keys in each of the three headers, and nothing without one but /health", async () => {
   const options = { apiKeys: ["first", "second"] };
   expect((await get({}, options)).status).toBe(401);
+  expect((await get({}, options)).headers.get("www-authenticate")).toBe("Bearer");
   expect((await get({ authorization: "Bearer wrong" }, options)).status).toBe(401);
   expect((await get({ authorization: "Bearer secon" }, options)).status).toBe(401);
   const keys: Record<string, string>[] = [
