@@ -1,4 +1,11 @@
-/** Embedding and head as layers of their own: one matrix where the family ties them, two where it does not. */
+/**
+ * Embedding and head as layers of their own: one matrix where the family ties them, two where it does not.
+ *
+ * GPTQ weighs a tied table's errors by the head's inputs alone. Looked up as an embedding they count in every direction
+ * alike, but adding that to the second moment bought nothing: SmolLM2 at 4 bits, KL on 4 windows, as head, as embedding
+ * and as both: 0.0164, 0.0073, 0.0235; with 0.3 mean(diag H) on the diagonal 0.0183, 0.0058, 0.0238. Nor did AWQ's factors
+ * (exponent 0.5: 0.0204, 0.0073, 0.0276).
+ */
 import type { Model } from "../src/arch/index.ts";
 import { floatWeights } from "../src/arch/weights.ts";
 import type { Checkpoint } from "../src/checkpoint/checkpoint.ts";

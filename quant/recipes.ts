@@ -61,7 +61,7 @@ export interface MethodOptions {
   readonly symmetric?: boolean;
   /** 6, 8 or 16 (default). */
   readonly scaleBits?: ScaleBits;
-  /** Bits of embedding and head; 16 leaves them float. Default 8. */
+  /** Bits of embedding and head; 16 leaves them float. Default 8; 4 in the presets default and best. */
   readonly headBits?: number;
   /** Prune first; calibrates even where the method itself needs no text. */
   readonly prune?: Pruning;
@@ -122,7 +122,10 @@ function base(name: string, options: MethodOptions): Recipe {
     asymmetry: 0,
     refits: 0,
     damping: 0.01,
-    head: headBits === 16 ? undefined : { bits: headBits, groupSize: 32, symmetric },
+    head:
+      headBits === 16
+        ? undefined
+        : { bits: headBits, groupSize: 32, symmetric, ...(scaleBits !== undefined && { scaleBits }) },
     ...(prune && { prune }),
     ...(rotate && { rotation: 1 }),
     ...(tune !== undefined && tune !== false && { tuning: tuningOf(tune) }),
@@ -188,6 +191,8 @@ export function smoothquant(options: MethodOptions = {}): Recipe {
     windows: SMOOTHING_WINDOWS,
   };
 }
+/** Of embedding and head in the presets that calibrate on enough text to choose them by GPTQ. */
+const PRESET_HEAD_BITS = 4;
 
 /** AWQ's fold, then GPTQ, on few windows. */
 const fast = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "fast", fold: true, windows: 8 });
@@ -197,7 +202,7 @@ const fast = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "fas
  * of 48 without.
  */
 const standard = (options: MethodOptions): Recipe => ({
-  ...gptq(options),
+  ...gptq({ ...options, headBits: options.headBits ?? PRESET_HEAD_BITS }),
   name: "default",
   fold: true,
   asymmetry: 0.5,

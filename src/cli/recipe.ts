@@ -64,7 +64,11 @@ export function withRecipeFlags(command: Command): Command {
     .option("--group-size <n>", "inputs that share a scale: 16, 32, 64, 128, 256 or row (default: 32)", groupSize)
     .option("--symmetric", "scales without zero points")
     .option("--scale-bits <n>", "bits of a scale: 16, or 6 or 8 with a factor a row (default: 16)", wholeNumber)
-    .option("--head-bits <n>", "bits of embedding and head; 16 keeps them float (default: 8)", wholeNumber)
+    .option(
+      "--head-bits <n>",
+      "bits of embedding and head; 16 keeps them float (default: 4 in the presets default and best, else 8)",
+      wholeNumber,
+    )
     .option(
       "--rotate",
       "turn the residual stream and the values into random bases first; adds one hidden x hidden matrix",

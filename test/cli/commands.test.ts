@@ -76,6 +76,41 @@ test("export makes a folder that inspect describes, list names and rm deletes", 
   expect(existsSync(join(folder, "f32"))).toBe(false);
 });
 
+test.each([
+  ["3", "6", "onnx/model_q4.onnx"],
+  ["5", "8", "onnx/model_int8.onnx"],
+])("codes of %s bits and scales of %s are stored so, and answer", async (bits, scaleBits, path) => {
+  const flags = [
+    "--method",
+    "rtn",
+    "--group-size",
+    "16",
+    "--bits",
+    bits,
+    "--scale-bits",
+    scaleBits,
+    "--head-bits",
+    "3",
+  ];
+  const made = await run(["quantize", stories, "-o", `w${bits}`, "--kv", "fp32", "--json", ...flags]);
+  expect(made).toMatchObject({ code: 0 });
+  const { manifest } = JSON.parse(made.stdout);
+  expect(manifest).toMatchObject({ graph: path, recipe: { bits: Number(bits), scaleBits: Number(scaleBits) } });
+  expect(manifest.measured.graphError).toBeLessThan(1e-4);
+  expect(manifest.weights[0]).toMatchObject({ bits: Number(bits), scaleBits: Number(scaleBits), blockSize: 16 });
+  const inspected = JSON.parse((await run(["inspect", `w${bits}`, "--json"])).stdout);
+  expect(inspected.graphs.find((graph: { path: string }) => graph.path === path).formats).toEqual(manifest.weights);
+  const answer = await run(["chat", `w${bits}`, "-p", "Once", "--max-tokens", "8", "--temperature", "0"]);
+  expect(answer).toMatchObject({ code: 0 });
+  expect(answer.stdout.length).toBeGreaterThan(8);
+});
+
+test("scales of 7 bits are refused", async () => {
+  const { code, stderr } = await run(["quantize", stories, "-o", "never", "--scale-bits", "7"]);
+  expect(code).toBe(2);
+  expect(stderr).toContain("use 6, 8, 16");
+});
+
 test("export --prune sets half of every four weights to zero and says what that costs", async () => {
   const flags = ["--prune", "sparsegpt", "--sparsity", "2:4"];
   const made = await run(["export", stories, "-o", "pruned", ...flags, "--dtype", "fp16"]);

@@ -37,7 +37,7 @@ const home = temporaryFolder("stored-width");
 /** stories260K's down_proj has 172 inputs, so the last group of a row is ragged. */
 const recipes: Readonly<Record<string, Recipe>> = {
   "3 bits in groups of 16, scales in 6": rtn({ bits: 3, groupSize: 16, scaleBits: 6, headBits: 6 }),
-  "4 bits in groups of 32, scales in 8": rtn({ bits: 4, groupSize: 32, scaleBits: 8, headBits: 4 }),
+  "4 bits in groups of 32, scales in 8": rtn({ bits: 4, groupSize: 32, scaleBits: 8, headBits: 3 }),
   "5 bits in groups of 32, symmetric": rtn({ bits: 5, groupSize: 32, symmetric: true, headBits: 3 }),
   "6 bits in groups of 32, scales in 8, symmetric": rtn({ bits: 6, scaleBits: 8, symmetric: true, headBits: 5 }),
 };
