@@ -12,6 +12,8 @@ import type { CommandContext } from "./run.ts";
 
 export interface CacheFlags extends OutputFlags {
   readonly kv?: string;
+  readonly kvPolicy?: string;
+  readonly kvBudget?: number;
   readonly text?: string;
   readonly windows?: number;
   readonly sequenceLength?: number;
@@ -28,8 +30,9 @@ export async function evalCache(dir: string, flags: CacheFlags, { output, signal
   const { name, texts } = await (flags.text ? readTextFile(flags.text, tokenizer) : shippedText(tokenizer));
   const sequenceLength = Math.min(flags.sequenceLength ?? SEQUENCE_LENGTH, offer.contextLength);
   const windows = tokenWindows(tokenizer, { texts, sequenceLength, windows: flags.windows ?? WINDOWS });
-  const { kv, threads } = flags;
-  const result = await evaluateCache(dir, offer, windows, { kv, threads, signal, onProgress: output.progress });
+  const { kv, kvPolicy, kvBudget, threads } = flags;
+  const options = { kv, kvPolicy, kvBudget, threads, signal, onProgress: output.progress };
+  const result = await evaluateCache(dir, offer, windows, options);
   const protocol = {
     text: name,
     windows: windows.length,

@@ -9,6 +9,7 @@ import { describeGraph, type GraphDescription } from "../export/describe-graph.t
 import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { describeFormat } from "../export/weight-formats.ts";
 import { readText } from "../files.ts";
+import { KV_POLICIES } from "../kv/policies.ts";
 import { cpuOrt } from "../node/cpu-ort.ts";
 import { nodeFolder } from "../node/files.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
@@ -22,6 +23,8 @@ import { runCommand } from "./run.ts";
 interface EvalFlags extends CheckpointFlags {
   readonly against?: string;
   readonly kv?: string;
+  readonly kvPolicy?: string;
+  readonly kvBudget?: number;
   readonly text?: string;
   readonly windows?: number;
   readonly sequenceLength?: number;
@@ -39,6 +42,8 @@ export const evalCommand = withCheckpointFlags(
         KV_FORMATS,
       ),
     )
+    .addOption(new Option("--kv-policy <name>", "with a cache that keeps these tokens").choices(KV_POLICIES))
+    .option("--kv-budget <tokens>", "how many tokens that policy keeps (default: 1024)", wholeNumber)
     .option("--text <file>", "text to score: .txt or .jsonl (default: the mixed set that ships with nibble)")
     .option("--windows <n>", "windows of the text, spread evenly over it (default: 16, or 4 for a cache)", wholeNumber)
     .option("--sequence-length <n>", "tokens of a window (default: 512, or 2048 for a cache)", wholeNumber)
@@ -49,13 +54,14 @@ export const evalCommand = withCheckpointFlags(
 ).action((dir: string, flags: EvalFlags) =>
   runCommand(flags, async (context) => {
     const { output, signal } = context;
-    if ((flags.kv === undefined) === (flags.against === undefined)) {
+    const ofCache = flags.kv !== undefined || flags.kvPolicy !== undefined;
+    if (ofCache === (flags.against !== undefined)) {
       throw new NibbleError(
         "bad_option",
         "eval measures --against a checkpoint, or a cache of the folder (--kv): say one.",
       );
     }
-    if (flags.kv !== undefined || flags.against === undefined) return evalCache(dir, flags, context);
+    if (flags.against === undefined) return evalCache(dir, flags, context);
     const folder = nodeFolder(dir);
     const manifest = JSON.parse(await readText(folder, MANIFEST)) as Manifest;
     const progress = { signal, onProgress: output.progress };

@@ -1,7 +1,7 @@
 /** Loads an exported folder for chat and serve, and says what it takes. */
 import { readFile } from "node:fs/promises";
 import { describeGraph } from "../export/describe-graph.ts";
-import { DEFAULT_BUDGET } from "../kv/window.ts";
+import { describeKept, keptTokensOf, mostTokens } from "../kv/policies.ts";
 import { loadEngine } from "../node/engine.ts";
 import { nodeFolder } from "../node/files.ts";
 import { describeMemory, estimateMemory, type MemoryEstimate } from "../node/memory.ts";
@@ -17,8 +17,9 @@ export async function expectedMemory(dir: string, flags: LoadFlags): Promise<Mem
   const float = await describeGraph(folder, offer.graph);
   const chosen = graphForKv(offer, flags.kv, float.kvFormat ?? "fp32");
   const graph = chosen === offer.graph ? float : await describeGraph(folder, chosen);
-  const budget = flags.kvPolicy === "window" ? (flags.kvBudget ?? flags.context ?? DEFAULT_BUDGET) : undefined;
-  const contextLength = Math.min(budget ?? flags.context ?? offer.contextLength, offer.contextLength);
+  const { kvPolicy = "full", kvBudget, context } = flags;
+  const most = mostTokens(keptTokensOf(kvPolicy, kvBudget, context, offer.contextLength));
+  const contextLength = Math.min(most ?? context ?? offer.contextLength, offer.contextLength);
   return estimateMemory({ ...graph, contextLength });
 }
 
@@ -45,6 +46,9 @@ export async function openEngine(
     maxWaiting,
     signal,
   });
+  const { contextLength } = await readOffer(nodeFolder(dir));
+  const kept = describeKept(keptTokensOf(kvPolicy ?? "full", kvBudget, context, contextLength));
+  if (kept) output.note(kept);
   output.note(`${engine.info.id}: ${engine.info.file} on ${engine.info.binding}`);
   return engine;
 }

@@ -3,6 +3,7 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
 import { MADE_FORMATS, type MadeFormat } from "../eval/kv-caches.ts";
+import { KV_POLICIES } from "../kv/policies.ts";
 import type { Binding } from "../node/binding.ts";
 import { type NamedText, readTextFile } from "../node/text-windows.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
@@ -39,7 +40,6 @@ export function withCheckpointFlags(command: Command): Command {
 
 export const KV_FORMATS = ["fp32", "fp16", "int8", "int4", "int4-static"];
 const BINDINGS: readonly Binding[] = ["portable", "capi"];
-const KV_POLICIES = ["full", "window", "h2o", "snapkv", "keydiff", "expected"];
 
 /** Flags of a command that loads an exported model. */
 export interface LoadFlags extends OutputFlags {
@@ -71,7 +71,7 @@ export function withLoadFlags(command: Command): Command {
       .addOption(
         new Option("--kv-policy <name>", "which tokens the KV cache keeps").choices(KV_POLICIES).default("full"),
       )
-      .option("--kv-budget <tokens>", "how many tokens --kv-policy window keeps (default: 1024)", wholeNumber)
+      .option("--kv-budget <tokens>", "how many tokens a --kv-policy but full keeps (default: 1024)", wholeNumber)
       .option("--chat-template <file>", "use this Jinja template instead of the model's own")
       .option("--draft <dir>", "a smaller model with the same tokenizer that guesses ahead; answers stay as they are"),
   );

@@ -11,6 +11,8 @@ export interface OpenGraphOptions {
   readonly session?: InferenceSession.SessionOptions;
   /** Overrides MatMulNBits' accuracy_level; 0 computes in float, integer products too. */
   readonly accuracyLevel?: 0 | 4;
+  /** Makes another graph on the same weights. */
+  readonly change?: (model: ModelProto) => ModelProto;
 }
 
 /** Reads graph and data files into memory and creates a session on them. */
@@ -18,14 +20,14 @@ export async function openGraph(
   ort: Ort,
   folder: FolderSource,
   path: string,
-  { session = {}, accuracyLevel }: OpenGraphOptions = {},
+  { session = {}, accuracyLevel, change }: OpenGraphOptions = {},
 ): Promise<InferenceSession> {
   let bytes = await readFile(folder, path);
-  const model = decodeModel(bytes);
-  if (accuracyLevel !== undefined) {
-    setAccuracyLevel(model, accuracyLevel);
-    bytes = encodeModel(accuracyLevel === 0 ? withFloatActivations(model) : model);
-  }
+  const stored = decodeModel(bytes);
+  let model = change ? change(stored) : stored;
+  if (accuracyLevel !== undefined) setAccuracyLevel(model, accuracyLevel);
+  if (accuracyLevel === 0) model = withFloatActivations(model);
+  if (change || accuracyLevel !== undefined) bytes = encodeModel(model);
   const directory = path.slice(0, path.lastIndexOf("/") + 1);
   const externalData = [];
   for (const location of dataFiles(model)) {

@@ -3,12 +3,25 @@
  * what they say about themselves, and putting other nodes in their place.
  */
 import { NibbleError } from "../errors.ts";
-import { type Dim, type ElementType, Graph, toGraphProto, type Value } from "../onnx/graph.ts";
-import type { AttributeProto, ModelProto, NodeProto, ValueInfoProto } from "../onnx/proto.ts";
+import { type Dim, type ElementType, elementCode, Graph, toGraphProto, type Value } from "../onnx/graph.ts";
+import type { AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto } from "../onnx/proto.ts";
 
 export const ATTENTION = "GroupQueryAttention";
 /** Places among its inputs. */
-export const INPUT = { query: 0, key: 1, value: 2, pastKey: 3, pastValue: 4, seqlensK: 5, total: 6, cos: 7, sin: 8 };
+export const INPUT = {
+  query: 0,
+  key: 1,
+  value: 2,
+  pastKey: 3,
+  pastValue: 4,
+  seqlensK: 5,
+  total: 6,
+  cos: 7,
+  sin: 8,
+  positions: 9,
+  keyScale: 12,
+  valueScale: 13,
+};
 
 export interface AttentionNode {
   readonly node: NodeProto;
@@ -96,13 +109,31 @@ export function replaceAttention(
     replace(g, attention);
     return { node: attention.node, start };
   });
-  const added = toGraphProto(g, ({ name, type, shape, data }) => ({
+  const added = addedProto(g);
+  const starts = new Map(made.map(({ node, start }, i) => [node, [start, made[i + 1]?.start ?? g.nodes.length]]));
+  const node = model.graph.node.flatMap((original) => {
+    const range = starts.get(original);
+    return range ? added.node.slice(...range) : [original];
+  });
+  return joined(model, node, added);
+}
+
+/** The same model with the nodes of `g` after its own, and g's inputs and outputs among its own. */
+export function addToModel(model: ModelProto, g: Graph): ModelProto {
+  const added = addedProto(g);
+  return joined(model, [...model.graph.node, ...added.node], added);
+}
+
+function addedProto(g: Graph): GraphProto {
+  return toGraphProto(g, ({ name, type, shape, data }) => ({
     name,
-    dataType: { float32: 1, int64: 7, int32: 6 }[type as string],
+    dataType: elementCode(type),
     dims: shape.map(BigInt),
     rawData: data as Uint8Array,
   }));
-  const starts = new Map(made.map(({ node, start }, i) => [node, [start, made[i + 1]?.start ?? g.nodes.length]]));
+}
+
+function joined(model: ModelProto, node: NodeProto[], added: GraphProto): ModelProto {
   const there = new Set(model.graph.initializer.map(({ name }) => name)); // constants are named after their values
   const given = new Set([...added.input, ...added.output].map(({ name }) => name));
   const kept = (info: ValueInfoProto) => !given.has(info.name);
@@ -110,10 +141,7 @@ export function replaceAttention(
     ...model,
     graph: {
       ...model.graph,
-      node: model.graph.node.flatMap((node) => {
-        const range = starts.get(node);
-        return range ? added.node.slice(...range) : [node];
-      }),
+      node,
       initializer: [...model.graph.initializer, ...added.initializer.filter(({ name }) => !there.has(name))],
       input: [...model.graph.input.filter(kept), ...added.input],
       output: [...model.graph.output.filter(kept), ...added.output],

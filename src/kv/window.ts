@@ -9,7 +9,7 @@
 import { NibbleError } from "../errors.ts";
 
 /** StreamingLLM's: four initial tokens carry the attention mass that a window without them loses. */
-const SINK_TOKENS = 4;
+export const SINK_TOKENS = 4;
 /** Below it hardly more than the sinks would be left. */
 const MIN_BUDGET = 64;
 /** Tokens where nothing is said: a few screens of text. */

@@ -1,10 +1,14 @@
 /** What a KV cache of an exported folder costs against its float cache: `nibble eval <dir> --kv int8`. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { NibbleError } from "../errors.ts";
 import { type CacheDrift, type CacheDriftOptions, measureCache } from "../eval/cache-drift.ts";
 import { openGraph } from "../export/open-graph.ts";
 import { cacheNeed } from "../kv/cache-need.ts";
-import { decodeModel } from "../onnx/proto.ts";
+import { type EvictionPlan, evictionPolicy } from "../kv/eviction.ts";
+import { withEviction } from "../kv/eviction-graph.ts";
+import { keptTokensOf } from "../kv/policies.ts";
+import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import { graphForKv, type ModelOffer } from "../runtime/folder.ts";
 import { openCache } from "../runtime/open-cache.ts";
 import { cpuOrt } from "./cpu-ort.ts";
@@ -12,6 +16,9 @@ import { nodeFolder } from "./files.ts";
 
 export interface CacheEvalOptions extends CacheDriftOptions {
   readonly kv: string | undefined;
+  /** As `--kv-policy` and `--kv-budget`; default "full". */
+  readonly kvPolicy?: string;
+  readonly kvBudget?: number;
   readonly threads?: number;
   /** Compute as the file says instead of in float: rounding activations then counts as the cache's fault. */
   readonly asShipped?: boolean;
@@ -27,21 +34,33 @@ export async function evaluateCache(
   dir: string,
   offer: ModelOffer,
   windows: readonly (readonly number[])[],
-  { kv, threads, asShipped, ...options }: CacheEvalOptions,
+  { kv, kvPolicy = "full", kvBudget, threads, asShipped, ...options }: CacheEvalOptions,
 ): Promise<CacheEvaluation> {
   const ort = cpuOrt(threads);
   const contextLength = windows[0].length;
-  const open = async (graph: string) => {
-    const model = decodeModel(await readFile(join(dir, graph)));
-    const session = await openGraph(ort, nodeFolder(dir), graph, { accuracyLevel: asShipped ? undefined : 0 });
-    return { format: cacheNeed(model).format, cache: openCache(ort, session, model, graph, contextLength) };
+  const { window, eviction } = keptTokensOf(kvPolicy, kvBudget, undefined, contextLength);
+  if (window) {
+    throw new NibbleError(
+      "unsupported",
+      "eval measures what stays of one text; --kv-policy window reads it anew each time.",
+      {
+        param: "kvPolicy",
+      },
+    );
+  }
+  const accuracyLevel = asShipped ? undefined : 0;
+  const open = async (graph: string, plan?: EvictionPlan) => {
+    const change = (model: ModelProto) => (plan ? withEviction(model, evictionPolicy(plan.policy)) : model);
+    const model = change(decodeModel(await readFile(join(dir, graph))));
+    const session = await openGraph(ort, nodeFolder(dir), graph, { accuracyLevel, change });
+    return { format: cacheNeed(model).format, cache: openCache(ort, session, model, graph, contextLength, plan) };
   };
   const float = await open(offer.graph);
   try {
-    const chosen = await open(graphForKv(offer, kv, float.format));
+    const chosen = await open(graphForKv(offer, kv, float.format), eviction);
     try {
       const drift = await measureCache(ort, float.cache, chosen.cache, windows, options);
-      return { ...drift, format: chosen.format, policy: "full" };
+      return { ...drift, format: chosen.format, policy: kvPolicy };
     } finally {
       await chosen.cache.dispose();
     }

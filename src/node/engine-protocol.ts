@@ -1,6 +1,7 @@
 /** What the main thread and the worker that owns a model say to each other. */
 import type { ErrorCode } from "../errors.ts";
 import { NibbleError } from "../errors.ts";
+import type { EvictionPlan } from "../kv/eviction.ts";
 import type { WindowPolicy } from "../kv/window.ts";
 import type { EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
 import type { Binding } from "./binding.ts";
@@ -15,6 +16,7 @@ export interface WorkerSetup {
   /** Tokens that a row of the cache holds at most. */
   readonly contextLength: number;
   readonly window?: WindowPolicy;
+  readonly eviction?: EvictionPlan;
   readonly chatTemplate?: string;
   readonly binding: Binding;
   readonly maxBatch: number;

@@ -5,8 +5,10 @@ import { parentPort, workerData } from "node:worker_threads";
 import { capabilitiesOf } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
+import { evictionPolicy } from "../kv/eviction.ts";
+import { withEviction } from "../kv/eviction-graph.ts";
 import type { Ort } from "../onnx/ort.ts";
-import { decodeModel } from "../onnx/proto.ts";
+import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import { DraftModel } from "../runtime/draft.ts";
 import { embedPrompt } from "../runtime/embed.ts";
 import type { GenerateOptions } from "../runtime/engine.ts";
@@ -147,12 +149,13 @@ function textLength({ contextLength, window }: WorkerSetup): number {
 
 async function openDecoder(
   ort: Ort,
-  { folder, graph, contextLength }: Pick<WorkerSetup, "folder" | "graph" | "contextLength">,
+  { folder, graph, contextLength, eviction }: Pick<WorkerSetup, "folder" | "graph" | "contextLength" | "eviction">,
   options: OpenSessionOptions,
 ): Promise<CacheSession> {
   const path = join(folder, graph);
-  const opened = await openSession(ort, path, options);
-  return openCache(ort, opened, decodeModel(await readFile(path)), path, contextLength);
+  const change = (model: ModelProto) => (eviction ? withEviction(model, evictionPolicy(eviction.policy)) : model);
+  const opened = await openSession(ort, path, options, eviction && change);
+  return openCache(ort, opened, change(decodeModel(await readFile(path))), path, contextLength, eviction);
 }
 
 /** The session of `--draft`; errors: `unsupported` where a cache cannot be cut back to fewer tokens. */
@@ -184,7 +187,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
-  const { id, window } = setup;
+  const { id, window, eviction } = setup;
   const contextLength = textLength(setup);
   const { can } = session;
   const maxBatch = without.batching || !can.batch ? 1 : setup.maxBatch;
@@ -205,7 +208,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
       contextLength,
       vocabSize,
       binding: `node-${setup.device}${setup.binding === "capi" ? "-capi" : ""}`,
-      kv: { format: session.shape.kvFormat, policy: window ? "window" : "full" },
+      kv: { format: session.shape.kvFormat, policy: window ? "window" : (eviction?.policy ?? "full") },
       maxBatch,
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,

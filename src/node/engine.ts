@@ -12,7 +12,7 @@ import { NibbleError } from "../errors.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { readAll } from "../files.ts";
 import { cacheNeed } from "../kv/cache-need.ts";
-import { DEFAULT_BUDGET, type WindowPolicy, windowPolicy } from "../kv/window.ts";
+import { type KeptTokens, keptTokensOf, mostTokens } from "../kv/policies.ts";
 import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
 import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
@@ -38,9 +38,12 @@ export interface LoadEngineOptions {
   readonly context?: number;
   /** Number format of the KV cache; default: int8 where the folder has it, else the graph's own. */
   readonly kv?: string;
-  /** Which tokens the cache keeps: "full" (default), or "window" for texts without end at constant memory. */
+  /**
+   * Which tokens the cache keeps: "full" (default), "window" for texts without end at constant memory, or those that
+   * "h2o", "snapkv", "keydiff" or "expected" score highest.
+   */
   readonly kvPolicy?: string;
-  /** Tokens in the cache under "window". */
+  /** How many tokens it keeps; default: 1024. */
   readonly kvBudget?: number;
   /** Jinja text instead of the folder's template. */
   readonly chatTemplate?: string;
@@ -79,7 +82,10 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const info = await stat(path).catch(() => undefined);
   if (!info?.isDirectory()) throw new NibbleError("not_found", `${folder} is no model folder.`);
   const offer = await readOffer(nodeFolder(path));
-  const window = windowOf(offer, options);
+  const device = options.device ?? "cpu";
+  const { kvPolicy = "full", kvBudget, context } = options;
+  const kept = keptTokensOf(kvPolicy, kvBudget, context, offer.contextLength);
+  const { window, eviction } = kept;
   const contextLength = window?.budget ?? contextOf(folder, offer, options.context);
   const capabilities = capabilitiesOf(offer.config, contextLength);
   if (options.kv === "int8") requireFeature(capabilities, "int8 cache", "kv");
@@ -90,17 +96,13 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: options.chatTemplate });
   const id = options.id ?? basename(path);
   const draft = options.draft === undefined ? undefined : await readDraft(options.draft, id, tokenizer, contextLength);
-  const need = await measure(path, offer, options.kv);
-  if (need.format.startsWith("int4") && (options.maxBatch ?? 1) > 1) {
-    throw new NibbleError("unsupported", `--kv ${need.format} holds one sequence at a time; maxBatch has to be 1.`, {
-      param: "maxBatch",
-    });
-  }
+  const need = await measure(path, offer, options.kv, device);
+  requireTogether(need.format, kept, device, options.maxBatch ?? 1);
+  const tokens = Math.min(contextLength, mostTokens(kept) ?? contextLength);
   const draftBytes = draft ? draft.weightBytes + draft.kvBytesPerToken * draft.contextLength : 0;
   const availableBytes = Math.max(0, availableMemory() - draftBytes);
-  requireMemory(folder, estimateMemory({ ...need, contextLength }, availableBytes));
-  const spareBytes = availableBytes - need.weightBytes - need.kvBytesPerToken * contextLength;
-  const device = options.device ?? "cpu";
+  requireMemory(folder, estimateMemory({ ...need, contextLength: tokens }, availableBytes));
+  const spareBytes = availableBytes - need.weightBytes - need.kvBytesPerToken * tokens;
   const binding = await chooseBinding(options.binding, device);
   if (binding === "capi") await holdLibrary();
   const setup: WorkerSetup = {
@@ -111,11 +113,12 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     graph: need.graph,
     contextLength,
     window,
+    eviction,
     chatTemplate: options.chatTemplate,
     binding,
     maxBatch: options.maxBatch ?? DEFAULT_MAX_BATCH,
     maxWaiting: options.maxWaiting ?? DEFAULT_MAX_WAITING,
-    maxKvBytes: need.kvBytesPerToken * contextLength + KV_SHARE * spareBytes,
+    maxKvBytes: need.kvBytesPerToken * tokens + KV_SHARE * spareBytes,
     prefixCacheBytes: Math.min(options.prefixCacheBytes ?? DEFAULT_PREFIX_CACHE_BYTES, KV_SHARE * spareBytes),
     speculate: options.speculate ?? true,
     draft,
@@ -138,24 +141,6 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   return engine;
 }
 
-/** `--kv-policy`; errors: `unsupported`, `bad_option`. */
-function windowOf(
-  offer: ModelOffer,
-  { kvPolicy = "full", kvBudget, context }: LoadEngineOptions,
-): WindowPolicy | undefined {
-  if (kvPolicy === "window")
-    return windowPolicy(kvBudget ?? context ?? Math.min(DEFAULT_BUDGET, offer.contextLength), offer.contextLength);
-  if (kvPolicy !== "full") {
-    throw new NibbleError("unsupported", `--kv-policy ${kvPolicy}: this version has full and window.`, {
-      param: "kvPolicy",
-    });
-  }
-  if (kvBudget === undefined) return undefined;
-  throw new NibbleError("bad_option", "--kv-budget says what --kv-policy window keeps; full keeps everything.", {
-    param: "kvBudget",
-  });
-}
-
 function contextOf(folder: string, offer: ModelOffer, asked: number | undefined): number {
   if (asked === undefined) return offer.contextLength;
   if (Number.isSafeInteger(asked) && asked >= 1 && asked <= offer.contextLength) return asked;
@@ -166,10 +151,31 @@ function contextOf(folder: string, offer: ModelOffer, asked: number | undefined)
   );
 }
 
+/** Errors `unsupported` for what a cache of this format cannot do besides. */
+function requireTogether(format: string, { eviction }: KeptTokens, device: string, maxBatch: number): void {
+  const refuse = (message: string, param: string): never => {
+    throw new NibbleError("unsupported", message, { param });
+  };
+  if (device === "webgpu") {
+    if (format.startsWith("int")) refuse(`--kv ${format}: the WebGPU provider reads float caches only.`, "kv");
+    if (eviction) {
+      refuse(
+        `--kv-policy ${eviction.policy}: the WebGPU provider rotates by the cache's length, which is not the text's here.`,
+        "kvPolicy",
+      );
+    }
+  }
+  if (!format.startsWith("int4")) return;
+  if (maxBatch > 1) refuse(`--kv ${format} holds one sequence at a time; maxBatch has to be 1.`, "maxBatch");
+  if (eviction)
+    refuse(`--kv-policy ${eviction.policy} goes with float and int8 caches, not with ${format}.`, "kvPolicy");
+}
+
 /** The graph that `--kv` means, the bytes of its weights, and of keys and values per token. */
-async function measure(folder: string, offer: ModelOffer, kv: string | undefined) {
+async function measure(folder: string, offer: ModelOffer, kv: string | undefined, device: string) {
   const float = await readGraph(folder, offer.graph);
-  const graph = graphForKv(offer, kv, cacheNeed(float).format);
+  const floatFormat = cacheNeed(float).format;
+  const graph = graphForKv(offer, kv ?? (device === "webgpu" ? floatFormat : undefined), floatFormat);
   const model = graph === offer.graph ? float : await readGraph(folder, graph);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
   let weightBytes = (await stat(join(folder, graph))).size;

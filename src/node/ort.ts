@@ -5,7 +5,7 @@ import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import { unpackedModel } from "../export/open-graph.ts";
 import type { Ort } from "../onnx/ort.ts";
-import { decodeModel } from "../onnx/proto.ts";
+import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { Binding } from "./binding.ts";
 import { nodeFolder } from "./files.ts";
 
@@ -37,16 +37,30 @@ export async function ortFor(binding: Binding): Promise<Ort> {
   return (await import("onnxruntime-node")) as unknown as Ort;
 }
 
+/** ONNX Runtime's session option for where the weights of a graph in memory lie. */
+const WEIGHTS_FOLDER = "model_external_initializers_file_folder_path";
+
 /**
- * A session on a graph file, or in memory where its constants have to be unpacked first; errors: `engine` with the
- * runtime's own words.
+ * A session on a graph file, or in memory where its constants have to be unpacked first or `change` makes another graph
+ * of it; errors: `engine` with the runtime's own words.
  */
-export async function openSession(ort: Ort, path: string, options: OpenSessionOptions): Promise<InferenceSession> {
+export async function openSession(
+  ort: Ort,
+  path: string,
+  options: OpenSessionOptions,
+  change?: (model: ModelProto) => ModelProto,
+): Promise<InferenceSession> {
   const session = sessionOptions(options);
   const file = basename(path);
-  const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, decodeModel(await readFile(path)));
+  const stored = decodeModel(await readFile(path));
+  const model = change ? change(stored) : stored;
+  const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, model);
   try {
-    if (!unpacked) return await ort.InferenceSession.create(path, session);
+    if (!unpacked && !change) return await ort.InferenceSession.create(path, session);
+    if (!unpacked) {
+      const beside = { session: { ...(session.extra?.session as object), [WEIGHTS_FOLDER]: dirname(path) } };
+      return await ort.InferenceSession.create(encodeModel(model), { ...session, extra: beside });
+    }
     const { bytes, externalData } = unpacked;
     return await ort.InferenceSession.create(bytes, { ...session, externalData });
   } catch (cause) {

@@ -123,6 +123,11 @@ export class DecoderSession {
   private capacity = 0;
   private buffers: Numbers[] = [];
   private logits = new Float32Array(0);
+  /** How far each row's positions are ahead of what its cache holds, where tokens were dropped from it. */
+  readonly dropped: number[] = [];
+  /** Outputs to fetch beside logits and caches, and what the last step gave of them. */
+  extraOutputs: readonly string[] = [];
+  extras: Readonly<Record<string, Tensor>> = {};
 
   constructor(
     private readonly ort: Ort,
@@ -227,6 +232,16 @@ export class DecoderSession {
     }
   }
 
+  /** Leaves only these tokens (ascending) of one head of one cache part, at the row's beginning. */
+  keepTokens(row: number, part: number, head: number, tokens: Int32Array): void {
+    const { heads, headDim } = this.shape.cache[part];
+    const start = (row * heads + head) * this.capacity * headDim;
+    const buffer = this.buffers[part];
+    for (const [to, from] of tokens.entries()) {
+      if (to !== from) buffer.copyWithin(start + to * headDim, start + from * headDim, start + (from + 1) * headDim);
+    }
+  }
+
   /**
    * Appends `tokens` to one row that holds `past`; resolves to its logits, a row (vocab) each, which are free to
    * overwrite and good until the next step.
@@ -275,7 +290,10 @@ export class DecoderSession {
     }
     if (this.shape.positionIds) {
       const positions = new BigInt64Array(batch * seq);
-      for (let i = 0; i < positions.length; i++) positions[i] = BigInt(pasts[Math.floor(i / seq)] + (i % seq));
+      for (let i = 0; i < positions.length; i++) {
+        const row = Math.floor(i / seq);
+        positions[i] = BigInt(pasts[row] + (this.dropped[firstRow + row] ?? 0) + (i % seq));
+      }
       feeds.position_ids = new Tensor("int64", positions, [batch, seq]);
     }
     const fetches: Record<string, Tensor | null> = { logits: this.logitsFor(batch, this.rowsGiven(seq, rows)) };
@@ -287,8 +305,10 @@ export class DecoderSession {
       feeds[past] = new Tensor(type, view as Float32Array, dims);
       fetches[present] = feeds[past];
     }
-    const { logits } = await this.session.run(feeds, fetches);
-    const all = logitRows(logits);
+    for (const name of this.extraOutputs) fetches[name] = null;
+    const results = await this.session.run(feeds, fetches);
+    this.extras = results;
+    const all = logitRows(results.logits);
     const outRows = all.length / batch;
     if (rows === "all") return all;
     return Array.from({ length: batch }, (_, i) => all[(i + 1) * outRows - 1]);

@@ -63,3 +63,30 @@ describe("--kv int4", () => {
     await expect(attempt).rejects.toMatchObject({ code: "unsupported", param: "maxBatch" });
   });
 });
+
+describe.each(["h2o", "snapkv", "keydiff", "expected"])("--kv-policy %s", (kvPolicy) => {
+  test("on the int8 cache: both bindings say the same, a batch too, and nothing to drop changes nothing", async () => {
+    const prompts = [story.slice(0, 5), story.slice(0, 150)];
+    const portable = await generate({ kvPolicy, kvBudget: 80, binding: "portable" }, prompts, 100);
+    const capi = await generate({ kvPolicy, kvBudget: 80, binding: "capi" }, prompts, 100);
+    expect(portable.info).toMatchObject({ kv: { format: "int8", policy: kvPolicy }, maxBatch: 8 });
+    expect(capi.texts).toEqual(portable.texts);
+    const [all, full] = [await generate({ kvPolicy, kvBudget: 400 }, prompts, 100), await generate({}, prompts, 100)];
+    expect(all.texts).toEqual(full.texts);
+    expect(portable.texts[1]).not.toEqual(full.texts[1]); // what was dropped is missed
+  });
+});
+
+test("what does not go together is refused by name", async () => {
+  const attempts: readonly [LoadEngineOptions, string][] = [
+    [{ kv: "int4", kvPolicy: "h2o" }, "kvPolicy"],
+    [{ kvPolicy: "h2o", kvBudget: 10 }, "kvBudget"],
+    [{ kvPolicy: "full", kvBudget: 100 }, "kvBudget"],
+    [{ kvPolicy: "snap" }, "kvPolicy"],
+    [{ kvPolicy: "keydiff", device: "webgpu" }, "kvPolicy"],
+    [{ kv: "int8", device: "webgpu" }, "kv"],
+  ];
+  for (const [options, param] of attempts) {
+    await expect(loadEngine(folder, options), JSON.stringify(options)).rejects.toMatchObject({ param });
+  }
+});

@@ -1,0 +1,49 @@
+/** `--kv-policy` and `--kv-budget`: which tokens a cache keeps, checked against the model, and said in words. */
+import { NibbleError } from "../errors.ts";
+import { BETWEEN, EVICTION_POLICIES, type EvictionPlan, evictionPlan, FIRST, NEWEST } from "./eviction.ts";
+import { DEFAULT_BUDGET, SINK_TOKENS, type WindowPolicy, windowPolicy } from "./window.ts";
+
+export interface KeptTokens {
+  readonly window?: WindowPolicy;
+  readonly eviction?: EvictionPlan;
+}
+
+/** Names for `--kv-policy`. */
+export const KV_POLICIES: readonly string[] = ["full", "window", ...EVICTION_POLICIES.map(({ name }) => name)];
+
+/** Errors: `unsupported` for a name that is none, `bad_option` for a budget that does not fit. */
+export function keptTokensOf(
+  policy: string,
+  asked: number | undefined,
+  context: number | undefined,
+  contextLength: number,
+): KeptTokens {
+  const budget = asked ?? Math.min(DEFAULT_BUDGET, contextLength);
+  if (policy === "window") return { window: windowPolicy(asked ?? context ?? budget, contextLength) };
+  const evicting = EVICTION_POLICIES.find(({ name }) => name === policy);
+  if (evicting) return { eviction: evictionPlan(evicting.name, budget, contextLength) };
+  if (policy !== "full") {
+    throw new NibbleError("unsupported", `--kv-policy ${policy}: this version has ${KV_POLICIES.join(", ")}.`, {
+      param: "kvPolicy",
+    });
+  }
+  if (asked === undefined) return {};
+  throw new NibbleError("bad_option", "--kv-budget says what another --kv-policy keeps; full keeps everything.", {
+    param: "kvBudget",
+  });
+}
+
+/** Tokens that a row of the cache holds at most while generating; undefined where it holds all of the text. */
+export function mostTokens({ window, eviction }: KeptTokens): number | undefined {
+  return window?.budget ?? (eviction && eviction.budget + BETWEEN);
+}
+
+/** What is kept, for people; undefined where that is everything. */
+export function describeKept({ window, eviction }: KeptTokens): string | undefined {
+  if (window) {
+    return `window: the cache keeps the first ${SINK_TOKENS} tokens and the newest, at most ${window.budget}; it forgets what lies between`;
+  }
+  if (!eviction) return undefined;
+  const others = eviction.budget - FIRST - NEWEST;
+  return `${eviction.policy}: each head keeps the first ${FIRST} tokens, the newest ${NEWEST} and the ${others} scored highest (and up to ${BETWEEN} more between two selections); it forgets the others`;
+}
