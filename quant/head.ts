@@ -28,9 +28,14 @@ const PLAIN_BITS = 8;
 /** Rows quantized at once: GPTQ keeps an error for every weight. */
 const CHUNK_ROWS = 8192;
 
-/** Full names of the embedding and, where it is another tensor, the head. */
-export function tablesOf({ arch, config }: Model): readonly string[] {
-  return [...new Set([`${arch.embeddingName}.weight`, `${arch.headName(config)}.weight`])];
+/** Embedding and, where it is another tensor, the head, by full name, where the recipe does not leave them float. */
+export function tablesOf({ arch, config }: Model, { head, plan }: Recipe): ReadonlyMap<string, HeadFormat> {
+  const formats = new Map<string, HeadFormat>();
+  for (const name of [arch.embeddingName, arch.headName(config)]) {
+    const format = plan ? plan[name] : head;
+    if (format) formats.set(`${name}.weight`, format);
+  }
+  return formats;
 }
 
 /** One of them. `hidden` are the windows' hidden states after the last block, quantized. */

@@ -2,6 +2,7 @@
 export { tokenWindows } from "./calibrate.ts";
 export { gptqMatrix } from "./gptq.ts";
 export { hqqMatrix } from "./hqq.ts";
+export { type Plan, type WeightFormat, withPlan } from "./plan.ts";
 export { ortProducts } from "./products.ts";
 export { PRUNERS, type Pruning } from "./prune.ts";
 export { type QuantizeTools, quantizeModel } from "./quantize.ts";

@@ -28,7 +28,7 @@ import { LearnedBlocks } from "./learned-blocks.ts";
 import { asFloat32 } from "./loss.ts";
 import { pruneMatrices } from "./prune.ts";
 import { QuantizedModel } from "./quantized-model.ts";
-import { type HeadFormat, type Recipe, windowsOf } from "./recipes.ts";
+import { type Recipe, windowsOf } from "./recipes.ts";
 import {
   decodeLayer,
   encodeLayer,
@@ -120,7 +120,7 @@ class BlockWalk {
   /** Takes what an earlier run finished; true when nothing is left to do. */
   private async readBack(result: QuantizedModel): Promise<boolean> {
     const { layers } = this.model.config;
-    const tables = this.recipe.head ? tablesOf(this.model) : [];
+    const tables = [...tablesOf(this.model, this.recipe).keys()];
     for (const key of [...Array.from({ length: layers }, (_, layer) => layerKey(layer)), ...tables.map(tableKey)]) {
       const stored = await this.store.get(key);
       if (!stored) return false;
@@ -164,15 +164,11 @@ class BlockWalk {
       }
     }
     await learned?.dispose();
-    if (recipe.head) await this.quantizeTables(recipe.head, hidden, result);
+    await this.quantizeTables(hidden, result);
   }
 
-  private async quantizeTables(
-    format: HeadFormat,
-    hidden: readonly Activations[],
-    result: QuantizedModel,
-  ): Promise<void> {
-    for (const tensor of tablesOf(this.model)) {
+  private async quantizeTables(hidden: readonly Activations[], result: QuantizedModel): Promise<void> {
+    for (const [tensor, format] of tablesOf(this.model, this.recipe)) {
       this.tools.signal?.throwIfAborted();
       const matrix = await quantizeTable(this.model, this.recipe, format, tensor, hidden, this.tools);
       const entry: LinearRecord = { matrix, columnScales: undefined, rowScales: undefined, report: undefined };
@@ -332,7 +328,7 @@ class SiteWalk {
       }
       return;
     }
-    const spec = specOf(recipe, matrices[0].cols);
+    const spec = specOf(recipe.plan?.[linears[0]] ?? recipe, matrices[0].cols);
     let started = performance.now();
     const fold = recipe.fold && measured ? await this.fold(linears, matrices, spec, measured) : undefined;
     tools.onTime?.("fold", performance.now() - started);

@@ -12,6 +12,9 @@ import { decodeLayer, type LayerRecord, type LayerStore, type LinearReport } fro
 import type { TuneReport } from "./tune.ts";
 import { roundScaleToF16 } from "./types.ts";
 
+/** The plan by itself, as `--plan` takes it. */
+const PLAN_FILE = "plan.json";
+
 /** What is known of a matrix while its codes lie in the store. */
 export interface StoredMatrix extends Pick<QuantizedMatrix, "rows" | "cols" | "bits" | "groupSize"> {
   readonly symmetric: boolean;
@@ -93,6 +96,12 @@ export class QuantizedModel {
       ...(tuned && { tuned }),
       ...(unreached > 0 && { unreachedMatrices: unreached }),
     };
+  }
+
+  /** Files that go along with the model. */
+  get extras(): Readonly<Record<string, unknown>> {
+    const { plan } = this.plan;
+    return plan ? { [PLAN_FILE]: { plan } } : {};
   }
 
   /** Codes as they are exported. */

@@ -2,6 +2,7 @@
 import { NibbleError } from "../src/errors.ts";
 import type { ScaleBits } from "../src/tensor/quantized.ts";
 import type { LearnedRounding } from "./learned-rounding.ts";
+import type { Plan, WeightFormat } from "./plan.ts";
 import type { Pruning } from "./prune.ts";
 import { checkSparsity } from "./sparsity.ts";
 import type { Tuning } from "./tune.ts";
@@ -40,6 +41,8 @@ export interface Recipe {
   readonly head: HeadFormat | undefined;
   /** Learned rounding of each block after its codes were chosen; undefined = none. */
   readonly learned?: LearnedRounding;
+  /** Formats of single matrices, in place of the ones above. */
+  readonly plan?: Plan;
   /** Weights that become zero before anything is rounded, and stay zero. */
   readonly prune?: Pruning;
   /** Seed of the bases that the model is turned into before anything else (rotate.ts); undefined = none. */
@@ -89,8 +92,8 @@ const DEFAULT_WINDOWS = 64;
 /** Largest magnitudes and 8-bit rounding need less text than 4-bit codes do. */
 const SMOOTHING_WINDOWS = 16;
 
-function base(name: string, options: MethodOptions): Recipe {
-  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune, rotate, tune } = options;
+/** Error `bad_option` for a format that nothing stores. */
+export function checkFormat({ bits, groupSize, scaleBits }: WeightFormat): void {
   if (!Number.isInteger(bits) || bits < 2 || bits > 8) {
     throw new NibbleError("bad_option", `bits is ${bits}; codes take 2 to 8 bits.`, { param: "bits" });
   }
@@ -104,6 +107,11 @@ function base(name: string, options: MethodOptions): Recipe {
       param: "scale-bits",
     });
   }
+}
+
+function base(name: string, options: MethodOptions): Recipe {
+  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune, rotate, tune } = options;
+  checkFormat({ bits, groupSize, symmetric, scaleBits });
   if (headBits !== 16 && (!Number.isInteger(headBits) || headBits < 2 || headBits > 8)) {
     throw new NibbleError("bad_option", `head bits is ${headBits}; use 2 to 8, or 16 for a float head.`, {
       param: "head-bits",

@@ -16,6 +16,7 @@ export { type ErrorCode, NibbleError } from "./errors.ts";
 export type { Manifest, ModelDtype } from "./export/model-folder.ts";
 export { type LoadEngineOptions, loadEngine } from "./node/engine.ts";
 export { type ExportFolderOptions, exportFolder as exportModel } from "./node/export-folder.ts";
+export { type FitTarget, type Fitted, quantizeToFit } from "./node/fit.ts";
 export { type LocalModel, listModels, removeModel } from "./node/models.ts";
 export { type OpenCheckpointOptions, openCheckpoint } from "./node/open-checkpoint.ts";
 export { type Quantized, type QuantizeOptions, quantize } from "./node/quantize.ts";

@@ -30,6 +30,8 @@ export interface ExportInput {
   readonly weights: Weights;
   /** How the weights were made, for nibble.json. */
   readonly recipe?: Readonly<Record<string, unknown>>;
+  /** Further JSON files of the folder, by name. */
+  readonly extras?: Readonly<Record<string, unknown>>;
   /** KV caches beside the float one, by their graph's name ("kv-int8"), and what they are made of, for nibble.json. */
   readonly kvVariants?: Readonly<Record<string, { readonly graph: KvGraph; readonly record: unknown }>>;
 }
@@ -78,6 +80,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
     const bytes = model.checkpoint.sideFiles.get(name);
     if (bytes) await writeFile(out, name, bytes);
   }
+  for (const [name, value] of Object.entries(input.extras ?? {})) await writeJson(out, name, value);
   await writeJson(out, "config.json", {
     ...model.checkpoint.config,
     ...model.arch.exportedConfig?.(model.config),
@@ -148,6 +151,12 @@ export function contextOf({ config, checkpoint }: Model, asked: number | undefin
     );
   }
   return asked;
+}
+
+/** The graph that `exportModel` writes first, for asking what it would take. */
+export function mainGraph({ model, weights }: ExportInput, options: ExportOptions): Graph {
+  const maxPositions = contextOf(model, options.contextLength);
+  return decoderGraph(model, { ...graphOptions(options.dtype, options), weights, maxPositions, kv: fullKv() });
 }
 
 function graphOptions(

@@ -94,6 +94,19 @@ export class ExternalData {
   }
 }
 
+/** What writing a graph would take, by the rules above, without reading a tensor. */
+export function writtenSize(graph: Graph): { readonly graphBytes: number; readonly dataBytes: number } {
+  let offset = 0;
+  const proto = toGraphProto(graph, (initializer) => {
+    const { sizeBytes } = initializer;
+    if (sizeBytes < INLINE_BYTES) return inlineTensor(initializer, new Uint8Array(sizeBytes));
+    const start = Math.ceil(offset / ALIGNMENT) * ALIGNMENT;
+    offset = start + sizeBytes;
+    return externalTensor(initializer, { location: "model_q4.onnx_data", offset: start, sizeBytes });
+  });
+  return { graphBytes: encodeModel({ ...modelHeader, graph: proto }).byteLength, dataBytes: offset };
+}
+
 /** The graph with all its bytes inside, for sessions made in memory. */
 export async function toBytes(graph: Graph): Promise<Uint8Array> {
   const bytes = new Map<string, Uint8Array>();

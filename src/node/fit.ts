@@ -1,0 +1,112 @@
+/** `--fit` and `--max-kl` in Node: a plan for a budget of bytes or of drift. */
+import { type FittedPlan, PlanFitter, type PlannedSize, sizeBySite } from "../../quant/fit.ts";
+import { type Plan, plannedWeights, withPlan } from "../../quant/plan.ts";
+import { ortProducts } from "../../quant/products.ts";
+import type { Recipe } from "../../quant/recipes.ts";
+import { type Model, resolveModel } from "../arch/index.ts";
+import { floatWeights } from "../arch/weights.ts";
+import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import { NibbleError } from "../errors.ts";
+import { measureDrift } from "../eval/drift.ts";
+import { mainGraph } from "../export/export.ts";
+import type { ModelDtype } from "../export/model-folder.ts";
+import { writtenSize } from "../onnx/external-data.ts";
+import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import { cpuOrt } from "./cpu-ort.ts";
+import { type Quantized, type QuantizeOptions, quantize } from "./quantize.ts";
+import { shippedText, textWindows } from "./text-windows.ts";
+
+export interface FitOptions extends QuantizeOptions {
+  readonly dtype?: ModelDtype;
+  readonly contextLength?: number;
+  /** Told each plan before it is carried out. */
+  readonly onPlan?: (fitted: FittedPlan, recipe: Recipe) => void;
+}
+
+/** Bytes of the files that it takes to run (graph and weights), or nats of KL on held-back text. */
+export type FitTarget = { readonly bytes: number } | { readonly maxKl: number };
+
+export interface Fitted extends Quantized {
+  readonly fitted: FittedPlan;
+}
+
+/** Expectations are sums over sites measured one by one: a plan that drifts more is made again with what was learned. */
+const ATTEMPTS = 3;
+/** Calibration that sensitivities take, where the recipe itself needs none. */
+const LEAST_WINDOWS = 8;
+/** A plan for a drift aims this far below it, since what is measured on two texts differs by as much. */
+const AIM = 0.95;
+
+/**
+ * Computes the plan that loses least within the target and quantizes by it. Errors: `bad_option` where the target cannot
+ * be met, `verification` where the drift that was measured stays above `maxKl`.
+ */
+export async function quantizeToFit(
+  checkpoint: Checkpoint,
+  recipe: Recipe,
+  target: FitTarget,
+  options: FitOptions = {},
+): Promise<Fitted> {
+  const model = resolveModel(checkpoint);
+  const fitter = await measureFitter(checkpoint, model, recipe, options);
+  if ("bytes" in target) {
+    const fitted = fitter.within(target.bytes);
+    return { ...(await carryOut(checkpoint, recipe, fitted, options)), fitted };
+  }
+  let factor = 1;
+  for (let attempt = 1; ; attempt++) {
+    const fitted = fitter.forKl((AIM * target.maxKl) / factor);
+    const quantized = await carryOut(checkpoint, recipe, fitted, options);
+    const { threads, signal, onProgress } = options;
+    const { kl } = await measureDrift(
+      cpuOrt(threads),
+      model,
+      floatWeights(model.checkpoint),
+      quantized.quantized.dequantized,
+      quantized.heldBack,
+      { signal, onProgress },
+    );
+    if (kl.mean <= target.maxKl) return { ...quantized, fitted };
+    await quantized.dispose();
+    if (attempt === ATTEMPTS) {
+      throw new NibbleError(
+        "verification",
+        `${checkpoint.name}: a KL of ${target.maxKl} was not reached; ${ATTEMPTS} plans came to ${kl.mean.toPrecision(3)} at best of the last, with ${(fitted.sizeBytes / 1e6).toFixed(1)} MB. Ask for more, or for bytes with --fit.`,
+        { param: "max-kl" },
+      );
+    }
+    factor = kl.mean / fitted.expectedKl;
+  }
+}
+
+function carryOut(checkpoint: Checkpoint, recipe: Recipe, fitted: FittedPlan, options: FitOptions): Promise<Quantized> {
+  const planned = withPlan(checkpoint, recipe, fitted.plan);
+  options.onPlan?.(fitted, planned);
+  return quantize(checkpoint, planned, options);
+}
+
+async function measureFitter(
+  checkpoint: Checkpoint,
+  model: Model,
+  recipe: Recipe,
+  { text, threads, dtype = "q4", contextLength, signal, onProgress }: FitOptions,
+): Promise<PlanFitter> {
+  const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
+  const named = text ?? (await shippedText(tokenizer));
+  const { calibration } = textWindows(checkpoint, tokenizer, named, Math.max(recipe.windows, LEAST_WINDOWS));
+  const ort = cpuOrt(threads);
+  const products = ortProducts(ort);
+  const sizeOf = (plan: Plan): PlannedSize => {
+    const graph = mainGraph({ model, weights: plannedWeights(model, plan) }, { dtype, contextLength });
+    const { graphBytes, dataBytes } = writtenSize(graph);
+    return {
+      sizeBytes: graphBytes + dataBytes,
+      perSite: sizeBySite(model, graph.initializers.values(), graphBytes),
+    };
+  };
+  try {
+    return await PlanFitter.measure(model, recipe, calibration, sizeOf, { ort, products, signal, onProgress });
+  } finally {
+    await products.dispose();
+  }
+}
