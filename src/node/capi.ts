@@ -298,6 +298,9 @@ class CapiSession {
   private readonly names: NativeNames;
   /** Arguments of Run: names and values of inputs, names and values of outputs. */
   private readonly tables: Readonly<Record<"inputNames" | "inputs" | "outputNames" | "outputs", PointerTable>>;
+  /** Values of tensors that are read and written in place: a caller hands in the same ones step after step. */
+  private readonly bound = new WeakMap<Tensor, Pointer>();
+  private readonly collected: FinalizationRegistry<Pointer>;
   private running: Promise<unknown> = Promise.resolve();
   private released = false;
 
@@ -313,7 +316,8 @@ class CapiSession {
     this.outputMetadata = graph.output.map(metadata);
     this.inputNames = this.inputMetadata.map(({ name }) => name);
     this.outputNames = this.outputMetadata.map(({ name }) => name);
-    const { koffi } = api;
+    const { koffi, call } = api;
+    this.collected = new FinalizationRegistry((value) => call.ReleaseValue(value));
     this.names = new NativeNames(koffi, [...this.inputNames, ...this.outputNames]);
     this.tables = {
       inputNames: new PointerTable(koffi, this.inputNames.length),
@@ -337,28 +341,28 @@ class CapiSession {
     if (this.released) throw new NibbleError("engine", "The session was released.");
     const { api, session } = this;
     const { call } = api;
-    const values = new Map<Tensor, Pointer>();
-    const nativeValue = (tensor: Tensor): Pointer => {
-      let value = values.get(tensor);
-      if (value === undefined) {
-        value = createValue(api, tensor);
-        values.set(tensor, value);
-      }
+    const made: Pointer[] = [];
+    const nativeValue = (tensor: Tensor, stays: boolean): Pointer => {
+      let value = this.bound.get(tensor);
+      if (value !== undefined) return value;
+      value = createValue(api, tensor);
+      if (stays) this.bind(tensor, value);
+      else made.push(value);
       return value;
     };
+    const inPlace = new Set(Object.values(fetches));
     const inputNames = Object.keys(feeds);
     const outputNames = Object.keys(fetches);
     const { tables } = this;
     const outputs = tables.outputs.entries;
-    const made: Pointer[] = [];
     try {
       for (const [i, name] of inputNames.entries()) {
         tables.inputNames.entries[i] = this.names.address(name);
-        tables.inputs.entries[i] = nativeValue(feeds[name]);
+        tables.inputs.entries[i] = nativeValue(feeds[name], inPlace.has(feeds[name]));
       }
       for (const [i, name] of outputNames.entries()) {
         tables.outputNames.entries[i] = this.names.address(name);
-        outputs[i] = fetches[name] ? nativeValue(fetches[name]) : 0n; // 0: the library makes one
+        outputs[i] = fetches[name] ? nativeValue(fetches[name], false) : 0n; // 0: the library makes one
       }
       const status = await new Promise<Status>((resolve, reject) =>
         call.Run.async(
@@ -379,8 +383,13 @@ class CapiSession {
         outputNames.map((name, i) => [name, fetches[name] ?? readValue(api, outputs[i])] as const),
       );
     } finally {
-      for (const value of [...values.values(), ...made]) call.ReleaseValue(value);
+      for (const value of made) call.ReleaseValue(value);
     }
+  }
+
+  private bind(tensor: Tensor, value: Pointer): void {
+    this.bound.set(tensor, value);
+    this.collected.register(tensor, value);
   }
 
   async release(): Promise<void> {
