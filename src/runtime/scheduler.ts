@@ -138,7 +138,9 @@ export class Scheduler {
   /** Ends everything; requests get an error. */
   async close(): Promise<void> {
     this.closed = true;
-    this.failAll(new NibbleError("engine", "The engine was closed while this request ran."));
+    const error = new NibbleError("engine", "The engine was closed while this request ran.");
+    this.failRunning(error);
+    for (const { stream } of this.waiting.splice(0)) stream.fail(error);
     await this.busy;
     this.prefixes.clear();
   }
@@ -146,27 +148,26 @@ export class Scheduler {
   private async work(): Promise<void> {
     this.working = true;
     while (!this.closed) {
-      this.dropStopped();
-      this.admit();
-      if (!this.prefilling && this.decoding.length === 0) break;
       try {
+        this.dropStopped();
+        this.admit();
+        if (!this.prefilling && this.decoding.length === 0) break;
         if (this.prefilling) await this.prefillChunk(this.prefilling);
         if (this.decoding.length > 0) await this.decodeStep();
       } catch (error) {
-        // the cache may be half written: nobody can go on from it
+        // the cache may be half written: nobody who runs can go on from it, and those who wait begin anew
         const message = `A step of the model failed: ${error instanceof Error ? error.message : error}`;
-        this.failAll(error instanceof NibbleError ? error : new NibbleError("engine", message, { cause: error }));
+        this.failRunning(error instanceof NibbleError ? error : new NibbleError("engine", message, { cause: error }));
       }
     }
     this.working = false;
   }
 
-  private failAll(error: NibbleError): void {
+  private failRunning(error: NibbleError): void {
     const reading = this.prefilling ? [this.prefilling] : [];
-    for (const { stream } of [...this.decoding, ...this.shifted, ...reading, ...this.waiting]) stream.fail(error);
+    for (const { stream } of [...this.decoding, ...this.shifted, ...reading]) stream.fail(error);
     this.shifted.length = 0;
     this.decoding.length = 0;
-    this.waiting.length = 0;
     this.prefilling = undefined;
   }
 
@@ -223,13 +224,13 @@ export class Scheduler {
         next.stream.end();
         continue;
       }
+      this.prefilling = next;
       if (next.promptLogprobs === undefined) {
         const reserve = (tokens: number) => this.session.reserve(row + 1, tokens);
         next.past = this.prefixes.restore(row, next.seen, reserve);
         next.cachedTokens = next.past;
         this.counts.cachedTokens += next.past;
       }
-      this.prefilling = next;
     }
   }
 

@@ -116,6 +116,14 @@ export interface CacheAbilities {
   readonly copy: boolean;
 }
 
+/** Views on the cache for some rows, as the inputs that a step reads and the outputs that it writes: the same tensors. */
+interface Bound {
+  readonly firstRow: number;
+  readonly batch: number;
+  readonly feeds: Record<string, Tensor>;
+  readonly fetches: Record<string, Tensor | null>;
+}
+
 export class DecoderSession {
   readonly shape: GraphShape;
   readonly can: CacheAbilities;
@@ -123,6 +131,7 @@ export class DecoderSession {
   private capacity = 0;
   private buffers: Numbers[] = [];
   private logits = new Float32Array(0);
+  private bound: Bound | undefined;
   /** How far each row's positions are ahead of what its cache holds, where tokens were dropped from it. */
   readonly dropped: number[] = [];
   /** Outputs to fetch beside logits and caches, and what the last step gave of them. */
@@ -135,6 +144,8 @@ export class DecoderSession {
     readonly name: string,
     /** Tokens that a row may hold at most. */
     readonly contextLength: number,
+    /** Where the cache's memory comes from. */
+    private readonly allocate = typedArray,
   ) {
     this.shape = graphShape(name, session.inputMetadata, session.outputMetadata);
     this.can = { batch: true, cut: !this.shape.hasState, copy: !this.shape.hasState };
@@ -159,8 +170,23 @@ export class DecoderSession {
     const capacity = this.roundedCapacity(tokens);
     const newRows = Math.max(rows, this.rows);
     if (capacity === this.capacity && newRows === this.rows) return;
+    try {
+      this.grow(newRows, capacity);
+    } catch (cause) {
+      // some layers have grown and some have not: nobody can go on from that
+      this.drop();
+      const bytes = newRows * capacity * this.shape.kvBytesPerToken;
+      throw new NibbleError(
+        "no_space",
+        `${this.name}: no memory for a KV cache of ${(bytes / 1e6).toFixed(0)} MB (${newRows} sequences of ${capacity} tokens). Fewer at once, a shorter context or --kv int8 need less.`,
+        { cause },
+      );
+    }
+  }
+
+  private grow(newRows: number, capacity: number): void {
     for (const [i, { type, heads, headDim, fixed }] of this.shape.cache.entries()) {
-      const buffer = typedArray(type, newRows * heads * (fixed ? 1 : capacity) * headDim) as Numbers;
+      const buffer = this.allocate(type, newRows * heads * (fixed ? 1 : capacity) * headDim) as Numbers;
       const old = this.buffers[i];
       if (old && fixed) buffer.set(old as never);
       else if (old) {
@@ -173,6 +199,7 @@ export class DecoderSession {
     }
     this.rows = newRows;
     this.capacity = capacity;
+    this.bound = undefined;
   }
 
   /** Gives back the rows from `rows` on, and the capacity beyond `tokens`. */
@@ -194,6 +221,7 @@ export class DecoderSession {
     }
     this.rows = rows;
     this.capacity = capacity;
+    this.bound = undefined;
   }
 
   /** Elements of one row. */
@@ -281,10 +309,9 @@ export class DecoderSession {
   ): Promise<Float32Array[]> {
     const { Tensor } = this.ort;
     const seq = ids.length / batch;
-    const feeds: Record<string, Tensor> = {
-      input_ids: new Tensor("int64", ids, [batch, seq]),
-      attention_mask: new Tensor("int64", mask, [batch, total]),
-    };
+    const { feeds, fetches } = this.bind(firstRow, batch);
+    feeds.input_ids = new Tensor("int64", ids, [batch, seq]);
+    feeds.attention_mask = new Tensor("int64", mask, [batch, total]);
     if (this.shape.numLogitsToKeep) {
       feeds.num_logits_to_keep = new Tensor("int64", BigInt64Array.of(rows === "last" ? 1n : 0n), []);
     }
@@ -296,22 +323,31 @@ export class DecoderSession {
       }
       feeds.position_ids = new Tensor("int64", positions, [batch, seq]);
     }
-    const fetches: Record<string, Tensor | null> = { logits: this.logitsFor(batch, this.rowsGiven(seq, rows)) };
+    fetches.logits = this.logitsFor(batch, this.rowsGiven(seq, rows));
+    const extra = Object.fromEntries(this.extraOutputs.map((name) => [name, null]));
+    this.extras = await this.session.run(feeds, { ...fetches, ...extra });
+    const all = logitRows(this.extras.logits);
+    const outRows = all.length / batch;
+    if (rows === "all") return all;
+    return Array.from({ length: batch }, (_, i) => all[(i + 1) * outRows - 1]);
+  }
+
+  /** Made anew only when other rows or other memory are meant: a binding keeps what it knows of a tensor. */
+  private bind(firstRow: number, batch: number): Bound {
+    const { bound } = this;
+    if (bound?.firstRow === firstRow && bound.batch === batch) return bound;
+    const feeds: Record<string, Tensor> = {};
+    const fetches: Record<string, Tensor | null> = {};
     for (const [i, part] of this.shape.cache.entries()) {
       const { past, present, type, heads, headDim, fixed } = part;
       const size = this.rowSize(part);
       const view = this.buffers[i].subarray(firstRow * size, (firstRow + batch) * size);
       const dims = fixed ? [batch, heads, headDim] : [batch, heads, this.capacity, headDim];
-      feeds[past] = new Tensor(type, view as Float32Array, dims);
+      feeds[past] = new this.ort.Tensor(type, view as Float32Array, dims);
       fetches[present] = feeds[past];
     }
-    for (const name of this.extraOutputs) fetches[name] = null;
-    const results = await this.session.run(feeds, fetches);
-    this.extras = results;
-    const all = logitRows(results.logits);
-    const outRows = all.length / batch;
-    if (rows === "all") return all;
-    return Array.from({ length: batch }, (_, i) => all[(i + 1) * outRows - 1]);
+    this.bound = { firstRow, batch, feeds, fetches };
+    return this.bound;
   }
 
   /** Rows of logits that the graph gives per sequence. */
@@ -330,10 +366,15 @@ export class DecoderSession {
     return new this.ort.Tensor("float32", memory.subarray(0, size), [batch, rows, vocabSize]);
   }
 
-  async dispose(): Promise<void> {
+  private drop(): void {
     this.buffers = [];
+    this.bound = undefined;
     this.rows = 0;
     this.capacity = 0;
+  }
+
+  async dispose(): Promise<void> {
+    this.drop();
     await this.session.release();
   }
 }

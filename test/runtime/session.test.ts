@@ -2,17 +2,19 @@
 import * as ort from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { capabilitiesOf } from "../../src/arch/capabilities.ts";
-import type { Model } from "../../src/arch/index.ts";
+import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import { decoderGraph } from "../../src/export/graphs.ts";
 import { fullKv } from "../../src/kv/full.ts";
+import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
+import { typedArray } from "../../src/onnx/ort.ts";
 import { Generation } from "../../src/runtime/generate.ts";
 import { resolveSampling } from "../../src/runtime/sampling.ts";
 import { Scheduler, type SchedulerOptions } from "../../src/runtime/scheduler.ts";
 import { DecoderSession } from "../../src/runtime/session.ts";
 import { Decoder, floats, openModel, readGolden } from "../arch/golden-model.ts";
-import { isMissing, sharedPath } from "../helpers.ts";
+import { isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { byteTokenizer } from "./fake-tokenizer.ts";
 
 const CONTEXT = 128;
@@ -24,6 +26,40 @@ async function sessionOf(model: Model): Promise<DecoderSession> {
   const graph = decoderGraph(model, { weights, kv: fullKv(), maxPositions: CONTEXT });
   return new DecoderSession(ort, await ort.InferenceSession.create(await toBytes(graph)), "test", CONTEXT);
 }
+
+test("where memory for the cache runs out, requests fail with the size and the next one is answered", async () => {
+  const model = resolveModel(await openCheckpoint(repoPath("models", "stories260k")));
+  const graph = decoderGraph(model, { weights: floatWeights(model.checkpoint), kv: fullKv(), maxPositions: 512 });
+  let left = Number.POSITIVE_INFINITY; // buffers that can still be had
+  const allocate: typeof typedArray = (type, length) => {
+    if (left-- <= 0) throw new RangeError("Array buffer allocation failed");
+    return typedArray(type, length);
+  };
+  const opened = await ort.InferenceSession.create(await toBytes(graph));
+  const session = new DecoderSession(ort, opened, "stories", 512, allocate);
+  const scheduler = new Scheduler(session, { maxBatch: 4, maxWaiting: 8, prefixCacheBytes: 1e6 });
+  const ask = async (prompt: readonly number[], maxTokens: number) => {
+    const sampling = resolveSampling({ temperature: 0 }, {}, 512);
+    const generation = new Generation({ ...tokenizer, vocabSize: 512 }, prompt, { maxTokens }, sampling, {
+      contextLength: 512,
+    });
+    for await (const _ of scheduler.submit({ generation }));
+    return generation.tokens.slice(prompt.length);
+  };
+  const prompt = [1, 403, 407, 261];
+  const expected = await ask(prompt, 60);
+  // none, some of the ten that a cache of five layers takes, all of them, and some of the next ten (beyond 256 tokens)
+  for (const buffers of [0, 3, 10, 13]) {
+    left = buffers;
+    const running = ask(prompt, 400);
+    const refused = { code: "no_space", message: expect.stringMatching(/stories: no memory for a KV cache of \d+ MB/) };
+    await expect(running).rejects.toMatchObject(refused);
+    left = Number.POSITIVE_INFINITY;
+    expect(await ask(prompt, 60)).toEqual(expected);
+  }
+  await scheduler.close();
+  await session.dispose();
+});
 
 /** Greedy tokens of several prompts that are submitted at once. */
 async function generate(
