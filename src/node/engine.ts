@@ -217,6 +217,15 @@ function closeAtExit(engine: NodeEngine): void {
   });
 }
 
+/**
+ * ONNX Runtime 1.30's tiled attention is slower on CPUs than its plain one wherever tokens are made: SmolLM2 with an int8
+ * cache, 2 threads, one token at 4,000 tokens of context 15.8 against 13.2 ms, eight at 512 25.0 against 21.9 ms; a prompt
+ * of 512 is 4 % faster tiled. Read when a session is made, from the environment of the process: a worker has its own copy.
+ */
+function preferPlainAttention(): void {
+  process.env.ORT_GQA_DISABLE_FLASH_ATTENTION ??= "1";
+}
+
 /** A worker that runs a model, and the requests that wait for it. */
 class NodeEngine implements Engine {
   private worker: Promise<Worker> | undefined;
@@ -259,6 +268,7 @@ class NodeEngine implements Engine {
   }
 
   private launch(): Promise<Worker> {
+    preferPlainAttention();
     return new Promise((resolveReady, reject) => {
       const worker = startWorker(new URL("./engine-worker.ts", import.meta.url), { workerData: this.setup });
       worker.on("message", (message: FromWorker) => {
