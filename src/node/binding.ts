@@ -18,8 +18,12 @@ export type Binding = "portable" | "capi";
 /** A model of one node answers in well under a second; a child that hangs is a binding that does not work. */
 const PROBE_TIMEOUT_MS = 30_000;
 
-/** The binding to use; errors: `unsupported` where "capi" was asked for and does not work. */
+/**
+ * The binding to use; errors: `unsupported` where "capi" was asked for and does not work, or WebGPU where there is no
+ * adapter for it.
+ */
 export async function chooseBinding(wish: Binding | undefined, device: "cpu" | "webgpu"): Promise<Binding> {
+  if (device === "webgpu") await requireAdapter();
   if (wish === "portable") return "portable";
   const failure = device === "cpu" ? await capiFailure() : "it runs on the CPU only";
   if (failure === undefined) return "capi";
@@ -27,6 +31,20 @@ export async function chooseBinding(wish: Binding | undefined, device: "cpu" | "
     throw new NibbleError("unsupported", `--binding capi does not work here: ${failure}.`, { param: "binding" });
   }
   return "portable";
+}
+
+let adapter: Promise<string | undefined> | undefined;
+
+/** A GPU's driver takes the process down when it fails, so a child tries it; once a process, drivers come and go. */
+async function requireAdapter(): Promise<void> {
+  adapter ??= probe(new URL("./webgpu-probe.ts", import.meta.url));
+  const failure = await adapter;
+  if (failure === undefined) return;
+  throw new NibbleError(
+    "unsupported",
+    `--device webgpu: onnxruntime-node finds no GPU that its WebGPU provider can use here (${failure}). --device cpu runs everywhere.`,
+    { param: "device" },
+  );
 }
 
 let probed: Promise<string | undefined> | undefined;
@@ -47,7 +65,7 @@ async function rememberedProbe(): Promise<string | undefined> {
     () => ({}) as { key?: string; failure?: string },
   );
   if (known.key === key) return known.failure;
-  const failure = await probe();
+  const failure = await probe(new URL("./capi-probe.ts", import.meta.url));
   const partial = `${path}.${process.pid}.partial`;
   try {
     await mkdir(cacheFolder(), { recursive: true });
@@ -76,10 +94,10 @@ function participants(): string[] | string {
   return versions;
 }
 
-function probe(): Promise<string | undefined> {
+/** Runs a module in a child process; why it failed, or undefined. */
+function probe(module: URL): Promise<string | undefined> {
   return new Promise((resolve) => {
-    const entry = moduleEntry(new URL("./capi-probe.ts", import.meta.url));
-    const child = spawn(process.execPath, ["--input-type=module", "--eval", entry], {
+    const child = spawn(process.execPath, ["--input-type=module", "--eval", moduleEntry(module)], {
       stdio: ["ignore", "ignore", "pipe"],
       timeout: PROBE_TIMEOUT_MS,
     });
@@ -95,5 +113,6 @@ function probe(): Promise<string | undefined> {
 
 function lastLine(text: string): string {
   const line = text.split("\n").find((candidate) => /Error:/.test(candidate)) ?? text.trim().split("\n").at(-1);
-  return line?.trim() ?? "";
+  // of ONNX Runtime's own checks, what follows file, line and condition
+  return line?.trim().replace(/^.* was false\. /, "") ?? "";
 }

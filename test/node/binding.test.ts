@@ -46,6 +46,15 @@ test("an answer for other versions is not believed", async () => {
 test("what was asked for is taken where it can be", async () => {
   const choose = await chooseBinding();
   expect(await choose("portable", "cpu")).toBe("portable");
-  expect(await choose(undefined, "webgpu")).toBe("portable");
-  await expect(choose("capi", "webgpu")).rejects.toMatchObject({ code: "unsupported" });
+});
+
+test("WebGPU is taken where its provider finds an adapter, and refused with what it said where not", async () => {
+  const choose = await chooseBinding();
+  const chosen = await choose(undefined, "webgpu").catch((error) => error);
+  if (chosen === "portable") {
+    await expect(choose("capi", "webgpu")).rejects.toThrow(/--binding capi .* runs on the CPU only/);
+    return;
+  }
+  expect(chosen).toMatchObject({ code: "unsupported", param: "device" });
+  expect(chosen.message).toMatch(/^--device webgpu: .*adapter.* --device cpu runs everywhere\.$/);
 });
