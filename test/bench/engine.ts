@@ -1,38 +1,39 @@
 /**
- * Speed of a model folder: prefill, decode and batched decode by context, for both bindings in turn, beside the time
- * that reading weights and cache from memory takes at least. Beside it, where installed: @huggingface/transformers on
- * the same folder, and node-llama-cpp on a GGUF.
+ * Speed of a model folder beside other engines, in one run: prefill and decode by context, and many streams at once.
+ * Each round runs every engine once, in turning order; the table has medians over the rounds, the best round, and the
+ * median of the rounds' ratios, in which what the machine did meanwhile cancels out.
  *
- *   npx tsx test/bench/engine.ts FOLDER [--context 512,2048] [--rounds 3] [--steps 32] [--batch 8] [--threads 2]
- *     [--kv fp32,int8] [--text FILE] [--gguf FILE] [--modules FOLDER with node_modules/node-llama-cpp] [--transformers]
+ *   npx tsx test/bench/engine.ts FOLDER [--context 512,4096] [--rounds 5] [--tokens 48] [--streams 8] [--threads 2]
+ *     [--text FILE] [--gguf Q4_0.gguf (test/bench/q4-0-gguf.ts makes one)]
+ *     [--modules FOLDER with node_modules/node-llama-cpp] [--transformers]
  *
- * Steps are timed one by one and reported as best, tenth percentile and median: on a machine that others use, the
- * first two tell what the code does, the last what the neighbours left. CPU time (best round, all threads, their
- * spinning included) with --threads 1 is nearly what a quiet machine would take.
+ * "floor" is the time that reading all weights (as stored) and the cache takes at the bandwidth that this machine reads
+ * with so many threads, measured first; what a token takes beyond it is arithmetic and overhead.
  */
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { basename, dirname, join, resolve } from "node:path";
-import { pathToFileURL } from "node:url";
+import { cpus, totalmem } from "node:os";
+import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { describeGraph } from "../../src/export/describe-graph.ts";
+import { dataFiles } from "../../src/export/open-graph.ts";
 import { type Binding, chooseBinding } from "../../src/node/binding.ts";
 import { nodeFolder } from "../../src/node/files.ts";
-import { openSession, ortFor } from "../../src/node/ort.ts";
-import { graphForKv, readOffer } from "../../src/runtime/folder.ts";
-import { DecoderSession } from "../../src/runtime/session.ts";
+import { decodeModel } from "../../src/onnx/proto.ts";
+import { readOffer } from "../../src/runtime/folder.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
+import { readBandwidth } from "./bandwidth.ts";
+import { findLlama, llamaCpp, type Measured, nibble, type Runner, transformersJs } from "./runners.ts";
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     context: { type: "string", default: "512" },
-    rounds: { type: "string", default: "3" },
-    steps: { type: "string", default: "32" },
-    batch: { type: "string", default: "8" },
+    rounds: { type: "string", default: "5" },
+    tokens: { type: "string", default: "48" },
+    streams: { type: "string", default: "8" },
     threads: { type: "string", default: "2" },
-    kv: { type: "string" },
     text: { type: "string", default: repoPath("models", "stories260k", "stories-sample.txt") },
     gguf: { type: "string" },
     modules: { type: "string" },
@@ -40,211 +41,137 @@ const { values, positionals } = parseArgs({
   },
 });
 const folder = resolve(positionals[0] ?? ".");
-const [rounds, steps, batch, threads] = [values.rounds, values.steps, values.batch, values.threads].map(Number);
-
-interface Row {
-  readonly what: string;
-  readonly context: number;
-  /** Tokens per second of prefill, best round. */
-  prefill: number;
-  /** Milliseconds of each decode step, and how many tokens it made. */
-  readonly stepMs: number[];
-  readonly tokensPerStep: number;
-  /** Bytes read per step at least: weights once, the cache of every row. */
-  readonly bytesPerStep?: number;
-  /** CPU milliseconds of a decode step, best round. */
-  cpuMs: number;
-}
-
-interface Measured {
-  readonly prefillMs: number;
-  readonly stepMs: number[];
-  /** CPU milliseconds of all decode steps. */
-  readonly cpuMs: number;
-}
-
-/** CPU milliseconds of this process since `start`. */
-function cpuSince(start: NodeJS.CpuUsage): number {
-  const { user, system } = process.cpuUsage(start);
-  return (user + system) / 1000;
-}
-
-interface Runner {
-  readonly what: string;
-  readonly tokensPerStep: number;
-  bytesPerStep?(context: number): number;
-  /** Prefills `context` tokens, then decodes; milliseconds of the one and of every step of the other. */
-  run(ids: readonly number[], steps: number): Promise<Measured>;
-  dispose(): Promise<void>;
-}
-
-async function timed<T>(work: () => Promise<T>): Promise<[number, T]> {
-  const start = performance.now();
-  const result = await work();
-  return [performance.now() - start, result];
-}
-
-async function nibble(binding: Binding, kv: string | undefined, rows: number, limit: number): Promise<Runner> {
-  const offer = await readOffer(nodeFolder(folder));
-  const float = await describeGraph(nodeFolder(folder), offer.graph);
-  const graph = graphForKv(offer, kv, float.kvFormat ?? "fp32");
-  const { weightBytes, kvBytesPerToken } = await describeGraph(nodeFolder(folder), graph);
-  const ort = await ortFor(binding);
-  const opened = await openSession(ort, join(folder, graph), { device: "cpu", threads });
-  const session = new DecoderSession(ort, opened, graph, limit);
-  return {
-    what: `nibble ${binding} ${session.shape.kvFormat}${rows > 1 ? ` batch ${rows}` : ""}`,
-    tokensPerStep: rows,
-    bytesPerStep: (context) => weightBytes + rows * context * kvBytesPerToken,
-    async run(ids, count) {
-      session.shrink(0, 0);
-      const [prefillMs] = await timed(async () => {
-        for (let at = 0; at < ids.length; at += 512) await session.append(0, at, ids.slice(at, at + 512));
-      });
-      session.reserve(rows, ids.length + count);
-      for (let row = 1; row < rows; row++) session.moveRow(0, row);
-      const stepMs: number[] = [];
-      const cpu = process.cpuUsage();
-      let tokens = new Array<number>(rows).fill(ids[ids.length - 1]);
-      for (let step = 0; step < count; step++) {
-        const pasts = new Array<number>(rows).fill(ids.length + step);
-        const [ms, logits] = await timed(() => session.decode(pasts, tokens));
-        stepMs.push(ms);
-        tokens = logits.map(likeliest);
-      }
-      return { prefillMs, stepMs, cpuMs: cpuSince(cpu) };
-    },
-    dispose: () => session.dispose(),
-  };
-}
-
-function likeliest(logits: Float32Array): number {
-  let best = 0;
-  for (let id = 1; id < logits.length; id++) if (logits[id] > logits[best]) best = id;
-  return best;
-}
-
-/** transformers.js on the same folder: the time of a whole answer, less the prompt's, over its tokens. */
-async function transformersJs(): Promise<Runner> {
-  const { AutoModelForCausalLM, Tensor, env } = await import("@huggingface/transformers");
-  env.allowRemoteModels = false;
-  env.localModelPath = `${dirname(folder)}/`;
-  const config = JSON.parse(readFileSync(join(folder, "config.json"), "utf8"));
-  const model = await AutoModelForCausalLM.from_pretrained(basename(folder), {
-    dtype: config["transformers.js_config"]?.dtype ?? "q4",
-    session_options: { intraOpNumThreads: threads },
-  });
-  const answer = (ids: readonly number[], count: number) => {
-    const tensor = (data: bigint[]) => new Tensor("int64", BigInt64Array.from(data), [1, ids.length]);
-    const inputs = { input_ids: tensor(ids.map(BigInt)), attention_mask: tensor(ids.map(() => 1n)) };
-    return model.generate({ ...inputs, max_new_tokens: count, min_new_tokens: count, do_sample: false } as never);
-  };
-  return {
-    what: "transformers.js",
-    tokensPerStep: 1,
-    async run(ids, count) {
-      const atFirst = process.cpuUsage();
-      const [prefillMs] = await timed(() => answer(ids, 1) as Promise<unknown>);
-      const prefillCpu = cpuSince(atFirst);
-      const atSecond = process.cpuUsage();
-      const [allMs] = await timed(() => answer(ids, count + 1) as Promise<unknown>);
-      return { prefillMs, stepMs: [(allMs - prefillMs) / count], cpuMs: cpuSince(atSecond) - prefillCpu };
-    },
-    dispose: async () => void (await model.dispose()),
-  };
-}
-
-/** llama.cpp through node-llama-cpp, token by token. */
-async function llamaCpp(gguf: string, modules: string): Promise<Runner> {
-  const entry = createRequire(join(resolve(modules), "package.json")).resolve("node-llama-cpp");
-  const { getLlama } = await import(pathToFileURL(entry).href);
-  const llama = await getLlama({ gpu: false, maxThreads: threads, logLevel: "error" });
-  const model = await llama.loadModel({ modelPath: resolve(gguf) });
-  return {
-    what: `llama.cpp ${basename(gguf)}`,
-    tokensPerStep: 1,
-    async run(ids, count) {
-      const context = await model.createContext({ contextSize: ids.length + count + 8, threads, batchSize: 512 });
-      const sequence = context.getSequence();
-      const [prefillMs] = await timed(() => sequence.evaluateWithoutGeneratingNewTokens([...ids]));
-      const stepMs: number[] = [];
-      const cpu = process.cpuUsage();
-      let start = performance.now();
-      for await (const _ of sequence.evaluate([ids[ids.length - 1]], { temperature: 0 })) {
-        stepMs.push(performance.now() - start);
-        if (stepMs.length >= count) break;
-        start = performance.now();
-      }
-      const cpuMs = cpuSince(cpu);
-      await context.dispose();
-      return { prefillMs, stepMs, cpuMs };
-    },
-    dispose: () => model.dispose(),
-  };
-}
-
-/** Bytes per second that this machine reads, from the best of a few passes over 256 MB by `threads` workers' worth. */
-function readBandwidth(): number {
-  const data = new Float64Array(2 ** 25);
-  data.fill(1);
-  let best = 0;
-  for (let pass = 0; pass < 3; pass++) {
-    const start = performance.now();
-    let sum = 0;
-    for (let i = 0; i < data.length; i += 8) sum += data[i]; // one value of each cache line
-    if (sum > 0) best = Math.max(best, data.byteLength / ((performance.now() - start) / 1000));
-  }
-  return best;
-}
-
-const quantile = (sorted: readonly number[], q: number): number => sorted[Math.floor(q * (sorted.length - 1))];
+const [rounds, tokens, streams, threads] = [values.rounds, values.tokens, values.streams, values.threads].map(Number);
+/** From here on a float cache is left out: what is compared there are the caches that are made for length. */
+const LONG_CONTEXT = 2048;
 
 const offer = await readOffer(nodeFolder(folder));
+const hasInt8 = "kv-int8" in offer.variants;
 const tokenizer = loadTokenizer(offer.files, { config: offer.config });
-const bindings: Binding[] = (await chooseBinding(undefined, "cpu")) === "capi" ? ["capi", "portable"] : ["portable"];
-const formats = values.kv?.split(",") ?? [undefined];
-const bandwidth = readBandwidth();
-console.log(`${folder}: ${offer.graph}, ${threads} threads; one thread reads ${(bandwidth / 1e9).toFixed(1)} GB/s`);
-for (const context of values.context.split(",").map(Number)) {
-  const text = readFileSync(values.text, "utf8");
-  const ids = tokenizer.encode(text.repeat(Math.ceil((context * 8) / text.length))).slice(0, context);
-  const limit = context + steps + 1;
-  const runners: Runner[] = [];
-  for (const kv of formats) {
-    for (const binding of bindings) {
-      for (const rows of batch > 1 ? [1, batch] : [1]) runners.push(await nibble(binding, kv, rows, limit));
+const text = readFileSync(values.text, "utf8");
+const prompt = (length: number) => {
+  const ids = tokenizer.encode(text.slice(0, length * 8));
+  while (ids.length < length) ids.push(...ids.slice(0, length - ids.length));
+  return ids.slice(0, length);
+};
+
+const median = (numbers: readonly number[]) => {
+  const sorted = numbers.filter((x) => !Number.isNaN(x)).sort((a, b) => a - b);
+  const middle = (sorted.length - 1) / 2;
+  return (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2;
+};
+
+const version = (name: string) =>
+  JSON.parse(readFileSync(join(dirname(createRequire(import.meta.url).resolve(name)), "..", "package.json"), "utf8"))
+    .version as string;
+
+/** The files that run, by hash: the weights' is the one that a table of quality can name too. */
+function printFiles(): void {
+  for (const path of [offer.graph, ...(hasInt8 ? [offer.variants["kv-int8"]] : [])]) {
+    const bytes = readFileSync(join(folder, path));
+    const data = dataFiles(decodeModel(bytes)).map((name) => join(dirname(path), name));
+    for (const file of [path, ...data]) {
+      const sha256 = createHash("sha256")
+        .update(readFileSync(join(folder, file)))
+        .digest("hex");
+      console.log(`${file} sha256 ${sha256}`);
     }
   }
-  if (values.transformers) runners.push(await transformersJs());
-  if (values.gguf && values.modules) runners.push(await llamaCpp(values.gguf, values.modules));
-  const rows: Row[] = runners.map(({ what, tokensPerStep, bytesPerStep }) => ({
-    what,
-    context,
-    prefill: 0,
-    stepMs: [],
-    cpuMs: Number.POSITIVE_INFINITY,
-    tokensPerStep,
-    bytesPerStep: bytesPerStep?.(context),
-  }));
+}
+
+async function runnersFor(context: number, bindings: readonly Binding[]): Promise<Runner[]> {
+  const runners: Runner[] = [];
+  const isLong = context >= LONG_CONTEXT;
+  for (const binding of bindings) {
+    for (const kv of isLong && hasInt8 ? ["int8"] : hasInt8 ? ["int8", "fp32"] : ["fp32"])
+      runners.push(await nibble(folder, { binding, kv, threads, context: context + 4 * tokens + 16 * streams }));
+  }
+  if (values.gguf && values.modules) {
+    const llama = { gguf: values.gguf, modules: values.modules, threads };
+    for (const cache of isLong ? (["F16", "Q8_0"] as const) : (["F16"] as const))
+      runners.push(await llamaCpp({ ...llama, cache }));
+  }
+  if (values.transformers && !isLong) runners.push(await transformersJs(folder, threads));
+  return runners;
+}
+
+/** `work` for every runner in each round, the first one moving on. */
+async function interleaved<T>(
+  runners: readonly Runner[],
+  rounds: number,
+  work: (runner: Runner) => Promise<T>,
+): Promise<T[][]> {
+  const results: T[][] = runners.map(() => []);
   for (let round = 0; round < rounds; round++) {
-    for (const [i, runner] of runners.entries()) {
-      const { prefillMs, stepMs, cpuMs } = await runner.run(ids, steps);
-      rows[i].cpuMs = Math.min(rows[i].cpuMs, cpuMs / steps);
-      rows[i].prefill = Math.max(rows[i].prefill, (context * 1000) / prefillMs);
-      rows[i].stepMs.push(...stepMs);
+    for (let turn = 0; turn < runners.length; turn++) {
+      const at = (turn + round) % runners.length;
+      results[at].push(await work(runners[at]));
+    }
+  }
+  return results;
+}
+
+const quotients = (over: readonly number[], under: readonly number[]) => median(over.map((x, i) => x / under[i]));
+
+function printSpeeds(context: number, runners: readonly Runner[], results: readonly Measured[][], bandwidth: number) {
+  console.log(`\n### ${context} tokens of context, ${tokens} made, ${rounds} rounds\n`);
+  console.log(
+    "| engine | ms a token, median (best) | tokens/s | against the first | floor | prefill tokens/s, median (best) | against the first |",
+  );
+  console.log("| --- | --- | --- | --- | --- | --- | --- |");
+  const decode = results.map((all) => all.map(({ tokenMs }) => tokenMs));
+  const prefill = results.map((all) => all.map(({ prefillMs }) => (context * 1000) / prefillMs));
+  for (const [i, { name, bytesPerToken }] of runners.entries()) {
+    const bytes = bytesPerToken(context);
+    const cells = [
+      name,
+      `${median(decode[i]).toFixed(2)} (${Math.min(...decode[i]).toFixed(2)})`,
+      (1000 / median(decode[i])).toFixed(0),
+      `${quotients(decode[0], decode[i]).toFixed(2)}`,
+      `${((bytes * 1000) / bandwidth).toFixed(1)} ms, ${(bytes / 1e6).toFixed(0)} MB`,
+      `${median(prefill[i]).toFixed(0)} (${Math.max(...prefill[i]).toFixed(0)})`,
+      `${quotients(prefill[i], prefill[0]).toFixed(2)}`,
+    ];
+    console.log(`| ${cells.join(" | ")} |`);
+  }
+}
+
+const bindings: Binding[] = (await chooseBinding(undefined, "cpu")) === "capi" ? ["capi", "portable"] : ["portable"];
+console.log(
+  `${cpus()[0].model}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GB; Node ${process.version}`,
+);
+const peers = [
+  ...(values.modules ? [`node-llama-cpp ${findLlama(values.modules).version}`] : []),
+  ...(values.transformers ? [`@huggingface/transformers ${version("@huggingface/transformers")}`] : []),
+];
+console.log(
+  `onnxruntime-node ${version("onnxruntime-node")}${peers.map((peer) => `, ${peer}`).join("")}; ${threads} threads`,
+);
+printFiles();
+const bandwidth = await readBandwidth(threads);
+console.log(`${threads} threads read ${(bandwidth / 1e9).toFixed(1)} GB/s`);
+
+for (const context of values.context.split(",").map(Number)) {
+  const runners = await runnersFor(context, context >= LONG_CONTEXT ? bindings.slice(0, 1) : bindings);
+  const ids = prompt(context);
+  for (const runner of runners) await runner.run(ids.slice(0, 64), 4); // libraries and buffers are there now
+  printSpeeds(context, runners, await interleaved(runners, rounds, (runner) => runner.run(ids, tokens)), bandwidth);
+  if (context < LONG_CONTEXT && streams > 1) {
+    const able = runners.filter(({ name, together }) => together && !(hasInt8 && name.includes("fp32")));
+    const half = Math.ceil(rounds / 2); // each takes as long as many of the others
+    const rates = await interleaved(
+      able,
+      half,
+      (runner) => runner.together?.(streams, ids, tokens) ?? Promise.resolve(0),
+    );
+    console.log(`\n### ${streams} streams of ${context} tokens each\n`);
+    console.log("| engine | tokens/s in all, median (best) | against the first |");
+    console.log("| --- | --- | --- |");
+    for (const [i, { name }] of able.entries()) {
+      const shares = quotients(rates[i], rates[0]).toFixed(2);
+      console.log(`| ${name} | ${median(rates[i]).toFixed(0)} (${Math.max(...rates[i]).toFixed(0)}) | ${shares} |`);
     }
   }
   for (const runner of runners) await runner.dispose();
-  console.log(`\ncontext ${context}, ${rounds} rounds interleaved, ${steps} steps each`);
-  console.log("| what | prefill tok/s | best ms | p10 ms | median ms | tok/s at p10 | CPU ms a step | read at least |");
-  console.log("| --- | --- | --- | --- | --- | --- | --- | --- |");
-  for (const { what, prefill, stepMs, cpuMs, tokensPerStep, bytesPerStep } of rows) {
-    const sorted = [...stepMs].sort((a, b) => a - b);
-    const [best, p10, median] = [sorted[0], quantile(sorted, 0.1), quantile(sorted, 0.5)];
-    const floor = bytesPerStep ? `${(bytesPerStep / 1e6).toFixed(0)} MB` : "";
-    const cells = [prefill.toFixed(0), best.toFixed(1), p10.toFixed(1), median.toFixed(1)];
-    console.log(
-      `| ${what} | ${cells.join(" | ")} | ${((tokensPerStep * 1000) / p10).toFixed(1)} | ${cpuMs.toFixed(1)} | ${floor} |`,
-    );
-  }
 }
+process.exit(0); // llama.cpp's threads would keep it open

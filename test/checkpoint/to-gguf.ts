@@ -224,15 +224,15 @@ function ropeTensors(config: Config): GgufTensorToWrite[] {
   return [vector("rope_freqs.weight", factors)];
 }
 
-/** `quantizeAs`: the type of every matrix whose rows it divides; the others stay F32. */
+/** `quantizeAs`: the type of every matrix whose rows it divides, but the embedding's if that has its own; the others stay F32. */
 export async function toGguf(
   checkpoint: Checkpoint,
-  options: { quantizeAs?: QuantizableType; extra?: GgufEntries } = {},
+  options: { quantizeAs?: QuantizableType; quantizeEmbeddingAs?: QuantizableType; extra?: GgufEntries } = {},
 ): Promise<Uint8Array> {
   const config = checkpoint.config as Config;
   const tensors: GgufTensorToWrite[] = [];
   const add = (name: string, { shape, data }: FloatTensor) => {
-    const { quantizeAs } = options;
+    const quantizeAs = (name.startsWith("token_embd") && options.quantizeEmbeddingAs) || options.quantizeAs;
     const quantized = quantizeAs && shape.length > 1 && shape.at(-1)! % 32 === 0;
     const bytes = quantized ? quantizeGgml(data, quantizeAs) : new Uint8Array(data.slice().buffer);
     tensors.push({ name, type: quantized ? quantizeAs : "F32", shape, bytes });
