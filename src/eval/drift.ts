@@ -6,7 +6,7 @@ import type { Model } from "../arch/index.ts";
 import type { Weights } from "../arch/weights.ts";
 import type { Ort } from "../onnx/ort.ts";
 import type { OnProgress } from "../progress.ts";
-import { BlockForward } from "./block-forward.ts";
+import { BlockForward, type Hidden } from "./block-forward.ts";
 import { type Comparison, LogitComparer, RunningComparison } from "./compare.ts";
 
 /** Over all scored positions. */
@@ -27,6 +27,25 @@ export interface Drift {
 export interface DriftOptions {
   readonly onProgress?: OnProgress;
   readonly signal?: AbortSignal;
+  /** `finalStates` of the reference on the same windows, where they are known already: half of the work. */
+  readonly referenceStates?: readonly Hidden[];
+}
+
+/** What a model's blocks make of each window, (seq, hidden): all but the last norm and the head. */
+export async function finalStates(
+  ort: Ort,
+  model: Model,
+  weights: Weights,
+  windows: readonly (readonly number[])[],
+): Promise<Hidden[]> {
+  const forward = new BlockForward(ort, model, weights, Math.max(...windows.map((ids) => ids.length)));
+  try {
+    const hidden = await forward.embed(windows);
+    for (let layer = 0; layer < model.config.layers; layer++) await forward.block(layer, hidden);
+    return hidden;
+  } finally {
+    await forward.dispose();
+  }
 }
 
 /** KL(reference || weights) and more; windows are token ids, scored at positions 1 and on, given those before. */
@@ -36,17 +55,21 @@ export async function measureDrift(
   reference: Weights,
   weights: Weights,
   windows: readonly (readonly number[])[],
-  { onProgress, signal }: DriftOptions = {},
+  { onProgress, signal, referenceStates }: DriftOptions = {},
 ): Promise<Drift> {
   const maxPositions = Math.max(...windows.map((ids) => ids.length));
   const forwards = [reference, weights].map((w) => new BlockForward(ort, model, w, maxPositions));
   const comparer = new LogitComparer(ort);
   const { layers } = model.config;
   try {
-    const hidden = [await forwards[0].embed(windows), await forwards[1].embed(windows)];
+    const hidden = [
+      referenceStates ? [...referenceStates] : await forwards[0].embed(windows),
+      await forwards[1].embed(windows),
+    ];
     for (let layer = 0; layer < layers; layer++) {
       onProgress?.({ stage: "measure drift", done: layer, total: layers + 1, unit: "layers" });
-      for (const [i, forward] of forwards.entries()) await forward.block(layer, hidden[i], signal);
+      if (!referenceStates) await forwards[0].block(layer, hidden[0], signal);
+      await forwards[1].block(layer, hidden[1], signal);
     }
     // logits are the largest tensors of all, and the head the largest weight: both come in parts
     const { hiddenSize } = model.config;

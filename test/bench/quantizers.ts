@@ -1,25 +1,35 @@
 /**
  * What each recipe costs and loses on one checkpoint, as a table in Markdown: mean KL to the float model, perplexity,
  * top-1 agreement, CPU and wall seconds of quantizing, peak memory. Decoder linears only unless --head.
- *   npx tsx test/bench/quantizers.ts <checkpoint folder> --calibrate FILE --test FILE [--recipes default,rtn:symmetric,...]
- *     [--windows 64] [--test-windows 64] [--head] [--json]
- * A recipe is a method or preset with settings after colons: gptq:bits=3:groupSize=64:symmetric:asymmetry=0.5.
- * Each recipe runs in a process of its own, so that peak memory is its own.
+ *   npx tsx test/bench/quantizers.ts <checkpoint folder> --test FILE[,FILE...] [--calibrate FILE] [--recipes default,rtn:symmetric,...]
+ *     [--windows 64] [--test-windows 64] [--head] [--json] [--keep FOLDER] [--python INTERPRETER --peers hqq,gptqmodel,autoround]
+ * Calibration takes the first windows of its file (a recipe may use fewer), without one those of the set that ships.
+ * A recipe is a method or preset with settings after colons: gptq:bits=3:groupSize=64:symmetric:learned.steps=60.
+ * Each recipe runs in a process of its own, so that peak memory is its own; what the float model makes of the test text is
+ * kept for all of them, in a temporary folder or in --keep. Peers (quantizer_peers.py) are other toolkits in a Python
+ * environment, with the same settings, on the same tokens; what they make is scored here.
  */
 import { spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { tokenWindows } from "../../quant/calibrate.ts";
 import { ortProducts } from "../../quant/products.ts";
 import { quantizeModel } from "../../quant/quantize.ts";
-import { METHODS, type MethodOptions, method, PRESETS, preset, type Recipe } from "../../quant/recipes.ts";
-import { resolveModel } from "../../src/arch/index.ts";
-import { floatWeights } from "../../src/arch/weights.ts";
-import { measureDrift } from "../../src/eval/drift.ts";
+import type { StoredMatrix } from "../../quant/quantized-model.ts";
+import { METHODS, type MethodOptions, method, PRESETS, preset, type Recipe, windowsOf } from "../../quant/recipes.ts";
+import { type Model, resolveModel } from "../../src/arch/index.ts";
+import { floatWeights, type Weights } from "../../src/arch/weights.ts";
+import type { Hidden } from "../../src/eval/block-forward.ts";
+import { type Drift, finalStates, measureDrift } from "../../src/eval/drift.ts";
+import { sha256Hex } from "../../src/hash.ts";
 import { cpuOrt } from "../../src/node/cpu-ort.ts";
 import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
+import { shippedText, textWindows } from "../../src/node/text-windows.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import type { Tokenizer } from "../../src/tokenizer/tokenizer.ts";
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -32,111 +42,206 @@ const { values: flags, positionals } = parseArgs({
     "sequence-length": { type: "string", default: "512" },
     head: { type: "boolean", default: false },
     json: { type: "boolean", default: false },
+    keep: { type: "string" },
+    python: { type: "string" },
+    peers: { type: "string", default: "" },
   },
 });
 
-interface Row {
-  readonly recipe: string;
+interface Cost {
   readonly bitsPerWeight: number;
-  readonly perplexity: number;
-  readonly perplexityFloat: number;
-  readonly kl: number;
-  readonly top1: number;
   readonly cpuSeconds: number;
   readonly wallSeconds: number;
   readonly peakMB: number;
 }
 
-/** "gptq:bits=3:symmetric" -> a recipe. */
+interface Row extends Cost {
+  readonly recipe: string;
+  /** By test text. */
+  readonly scores: readonly (Drift & { readonly text: string })[];
+}
+
+/** "gptq:bits=3:symmetric:learned.steps=60" -> the preset or method, and what is changed in it. */
 function recipeOf(text: string): Recipe {
   const [name, ...settings] = text.split(":");
-  const options = Object.fromEntries(
-    settings.map((setting) => {
-      const [key, value] = setting.split("=");
-      return [key, value === undefined ? true : Number.isNaN(Number(value)) ? value : Number(value)];
-    }),
-  );
-  const known = options as MethodOptions;
-  if ((PRESETS as readonly string[]).includes(name)) return { ...preset(name as never, known), ...options };
-  if ((METHODS as readonly string[]).includes(name)) return { ...method(name as never, known), ...options };
-  throw new Error(`${name} is neither a preset (${PRESETS.join(", ")}) nor a method (${METHODS.join(", ")})`);
+  const entries = settings.map((setting): [string, string | number | boolean] => {
+    const [key, value] = setting.split("=");
+    return [key, value === undefined ? true : Number.isNaN(Number(value)) ? value : Number(value)];
+  });
+  const options = Object.fromEntries(entries) as MethodOptions;
+  const known = (PRESETS as readonly string[]).includes(name)
+    ? preset(name as never, options)
+    : (METHODS as readonly string[]).includes(name)
+      ? method(name as never, options)
+      : undefined;
+  if (!known)
+    throw new Error(`${name} is neither a preset (${PRESETS.join(", ")}) nor a method (${METHODS.join(", ")})`);
+  const recipe = structuredClone(known) as unknown as Record<string, unknown>;
+  for (const [path, value] of entries) {
+    const keys = path.split(".");
+    const last = keys.pop()!;
+    const at = keys.reduce((object, key) => object[key] as Record<string, unknown>, recipe);
+    if (last in at) at[last] = value;
+  }
+  return recipe as unknown as Recipe;
 }
 
-/** Codes, a float16 scale a group, and a zero point at the code's width where there is one. */
-function bitsPerWeight(recipe: Recipe): number {
-  const perGroup = 16 + (recipe.symmetric ? 0 : recipe.bits);
-  return recipe.bits + (recipe.groupSize === "row" ? 0 : perGroup / recipe.groupSize);
+/** Codes, scales (and a factor a row, where they are codes themselves), zero points at the code's width. */
+function bitsPerWeight(matrices: Iterable<StoredMatrix>): number {
+  let sum = 0;
+  let weights = 0;
+  for (const { rows, cols, bits, groupSize, symmetric, scaleBits } of matrices) {
+    const groups = rows * Math.ceil(cols / groupSize);
+    sum += rows * cols * bits + groups * (scaleBits + (symmetric ? 0 : bits)) + (scaleBits < 16 ? 16 * rows : 0);
+    weights += rows * cols;
+  }
+  return sum / weights;
 }
 
-async function measure(folder: string, name: string): Promise<Row> {
-  const checkpoint = await openCheckpoint(folder);
-  const model = resolveModel(checkpoint);
-  const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
-  const sequenceLength = Number(flags["sequence-length"]);
-  /** The first windows of a text, the protocol of the peers' table. */
-  const firstWindows = (file: string, count: number) =>
-    tokenWindows(tokenizer, {
-      texts: [readFileSync(file, "utf8")],
-      sequenceLength,
-      windows: Number.MAX_SAFE_INTEGER,
-    }).slice(0, count);
-  const ort = cpuOrt();
-  const products = ortProducts(ort);
+const ort = cpuOrt();
+const [folder] = positionals;
+const sequenceLength = Number(flags["sequence-length"]);
+
+/** The first windows of a text, the protocol of the peers' table. */
+function firstWindows(model: Model, file: string, count: number): number[][] {
+  const texts = [readFileSync(file, "utf8")];
+  return tokenWindows(tokenizerOf(model), { texts, sequenceLength, windows: Number.MAX_SAFE_INTEGER }).slice(0, count);
+}
+
+function tokenizerOf({ checkpoint: { sideFiles, config } }: Model): Tokenizer {
+  return loadTokenizer(sideFiles, { config });
+}
+
+/** At most --windows, and of the set that ships those that `nibble quantize` would take. */
+async function calibrationOf(model: Model, count: number): Promise<readonly (readonly number[])[]> {
+  if (flags.calibrate) return firstWindows(model, flags.calibrate, count);
+  const tokenizer = tokenizerOf(model);
+  return textWindows(model.checkpoint, tokenizer, await shippedText(tokenizer), count).calibration;
+}
+
+/** What the float model makes of the windows, from --keep where it is there. */
+async function referenceStates(model: Model, windows: readonly number[][]): Promise<readonly Hidden[] | undefined> {
+  if (!flags.keep) return undefined;
+  const key = sha256Hex(new TextEncoder().encode(JSON.stringify([resolve(folder), windows])));
+  const file = join(flags.keep, `${key.slice(0, 16)}.f32`);
+  const size = sequenceLength * model.config.hiddenSize;
+  if (existsSync(file)) {
+    const { buffer, byteOffset, byteLength } = readFileSync(file);
+    const all = new Float32Array(buffer.slice(byteOffset, byteOffset + byteLength));
+    return windows.map((_, i) => all.subarray(i * size, (i + 1) * size));
+  }
+  const states = await finalStates(ort, model, floatWeights(model.checkpoint), windows);
+  const all = new Float32Array(windows.length * size);
+  for (const [i, state] of states.entries()) all.set(state, i * size);
+  mkdirSync(flags.keep, { recursive: true });
+  writeFileSync(file, all);
+  return states;
+}
+
+/** `weights` against the checkpoint's; `model` is another than the checkpoint's where it was turned into other bases. */
+async function score(recipe: string, cost: Cost, model: Model, isTurned: boolean, weights: Weights): Promise<Row> {
+  const scores: Row["scores"][number][] = [];
+  for (const file of flags.test!.split(",")) {
+    const test = firstWindows(model, file, Number(flags["test-windows"]));
+    const states = isTurned ? undefined : await referenceStates(model, test);
+    const reference = floatWeights(model.checkpoint);
+    const drift = await measureDrift(ort, model, reference, weights, test, { referenceStates: states });
+    scores.push({ text: basename(file), ...drift });
+  }
+  return { recipe, ...cost, scores };
+}
+
+async function measure(name: string): Promise<Row> {
+  const model = resolveModel(await openCheckpoint(folder));
   const asked = recipeOf(name);
   const recipe = { ...asked, head: flags.head ? asked.head : undefined };
-  const calibration = recipe.windows > 0 ? firstWindows(flags.calibrate!, Number(flags.windows)) : [];
-  const test = firstWindows(flags.test!, Number(flags["test-windows"]));
-
+  const count = Math.min(windowsOf(recipe), Number(flags.windows));
+  const text = count > 0 ? await calibrationOf(model, count) : [];
+  const products = ortProducts(ort);
   const cpu = process.cpuUsage();
   const started = performance.now();
-  const quantized = await quantizeModel(model, recipe, calibration, { ort, products });
+  const quantized = await quantizeModel(model, recipe, text, { ort, products });
   const wallSeconds = (performance.now() - started) / 1000;
   const { user, system } = process.cpuUsage(cpu);
-  const peakMB = process.resourceUsage().maxRSS / 1024;
-  const drift = await measureDrift(ort, model, floatWeights(model.checkpoint), quantized.dequantized, test);
-  return {
-    recipe: name,
-    bitsPerWeight: bitsPerWeight(recipe),
-    perplexity: drift.perplexity,
-    perplexityFloat: drift.perplexityReference,
-    kl: drift.kl.mean,
-    top1: drift.top1,
+  const cost = {
+    bitsPerWeight: bitsPerWeight(quantized.matrices.values()),
     cpuSeconds: (user + system) / 1e6,
     wallSeconds,
-    peakMB,
+    peakMB: process.resourceUsage().maxRSS / 1024,
   };
+  await products.dispose();
+  return score(name, cost, quantized.model, quantized.model !== model, quantized.dequantized);
 }
 
-const [folder] = positionals;
-const names = flags.recipes.split(",");
-if (!folder || !flags.test) {
-  console.error("usage: quantizers.ts <checkpoint folder> --calibrate FILE --test FILE [--recipes ...]");
-  process.exit(2);
-}
-if (names.length === 1 && flags.json) {
-  console.log(JSON.stringify(await measure(folder, names[0])));
-} else {
-  console.log("| recipe | bits/w | PPL (float) | KL | top-1 | CPU s | wall s | peak MB |");
-  console.log("| --- | --- | --- | --- | --- | --- | --- | --- |");
-  for (const name of names) {
-    const others = process.argv.slice(2).filter((arg, i, all) => arg !== "--recipes" && all[i - 1] !== "--recipes");
-    const script = fileURLToPath(import.meta.url);
-    const child = spawnSync(process.execPath, [...process.execArgv, script, ...others, "--recipes", name, "--json"], {
+/** "gptqmodel:symmetric:groupSize=128" by the toolkit of that name. */
+async function measurePeer(name: string): Promise<Row> {
+  const model = resolveModel(await openCheckpoint(folder));
+  const [peer, ...settings] = name.split(":");
+  const { bits, groupSize, symmetric } = recipeOf(["rtn", ...settings].join(":"));
+  const windows = await calibrationOf(model, Number(flags.windows));
+  const out = mkdtempSync(join(tmpdir(), "nibble-peer-"));
+  try {
+    const script = fileURLToPath(new URL("quantizer_peers.py", import.meta.url));
+    const job = { peer, checkpoint: resolve(folder), out, bits, groupSize, symmetric, windows };
+    const child = spawnSync(flags.python!, [script], {
       encoding: "utf8",
-      stdio: ["ignore", "pipe", "inherit"],
+      input: JSON.stringify(job),
+      stdio: ["pipe", "pipe", "inherit"],
     });
     if (child.status !== 0) throw new Error(`${name}: exit ${child.status}`);
-    const row: Row = JSON.parse(child.stdout.trim().split("\n").at(-1)!);
-    const cells = [
-      row.recipe,
-      row.bitsPerWeight.toFixed(3),
-      `${row.perplexity.toFixed(2)} (${row.perplexityFloat.toFixed(2)})`,
-      row.kl.toFixed(4),
-      row.top1.toFixed(3),
-      row.cpuSeconds.toFixed(0),
-      row.wallSeconds.toFixed(0),
-      row.peakMB.toFixed(0),
-    ];
-    console.log(`| ${cells.join(" | ")} |`);
+    const { version, ...cost } = JSON.parse(child.stdout.trim().split("\n").at(-1)!);
+    for (const file of readdirSync(folder)) {
+      if (!/^(model|pytorch_model).*\.(safetensors|bin|json)$/.test(file) && file !== "config.json") {
+        cpSync(join(folder, file), join(out, file), { recursive: true });
+      }
+    }
+    const made = resolveModel(await openCheckpoint(out));
+    return await score(`${name} ${version}`, cost, model, false, floatWeights(made.checkpoint));
+  } finally {
+    rmSync(out, { recursive: true });
   }
+}
+
+const names = flags.recipes.split(",").filter((name) => name !== "");
+const peers = flags.peers.split(",").filter((name) => name !== "");
+if (!folder || !flags.test || (peers.length > 0 && !flags.python)) {
+  console.error(
+    "usage: quantizers.ts <checkpoint folder> --test FILE [--calibrate FILE] [--recipes ...] [--python ... --peers ...]",
+  );
+  process.exit(2);
+}
+if (names.length + peers.length === 1 && flags.json) {
+  console.log(JSON.stringify(names.length === 1 ? await measure(names[0]) : await measurePeer(peers[0])));
+} else {
+  console.log("| recipe | bits/w | text | PPL (float) | KL | top-1 | CPU s | wall s | peak MB |");
+  console.log("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+  const keep = flags.keep ?? mkdtempSync(join(tmpdir(), "nibble-states-"));
+  const chosen = ["--recipes", "--peers", "--keep"];
+  const others = process.argv.slice(2).filter((arg, i, all) => !chosen.includes(arg) && !chosen.includes(all[i - 1]));
+  const runs = [
+    ...names.map((name) => ["--recipes", name, "--peers", ""]),
+    ...peers.map((name) => ["--recipes", "", "--peers", name]),
+  ];
+  const script = fileURLToPath(import.meta.url);
+  for (const run of runs) {
+    const args = [...process.execArgv, script, ...others, ...run, "--keep", keep, "--json"];
+    const child = spawnSync(process.execPath, args, { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
+    if (child.status !== 0) throw new Error(`${run.join(" ")}: exit ${child.status}`);
+    const row: Row = JSON.parse(child.stdout.trim().split("\n").at(-1)!);
+    for (const { text, perplexity, perplexityReference, kl, top1 } of row.scores) {
+      const cells = [
+        row.recipe,
+        row.bitsPerWeight.toFixed(3),
+        text,
+        `${perplexity.toFixed(2)} (${perplexityReference.toFixed(2)})`,
+        kl.mean.toFixed(4),
+        top1.toFixed(3),
+        row.cpuSeconds.toFixed(0),
+        row.wallSeconds.toFixed(0),
+        row.peakMB.toFixed(0),
+      ];
+      console.log(`| ${cells.join(" | ")} |`);
+    }
+  }
+  if (!flags.keep) rmSync(keep, { recursive: true });
 }
