@@ -20,6 +20,12 @@ export interface FoldOptions {
   readonly rule?: GridRule;
 }
 
+/** The second moment of the inputs, or its diagonal where that is all there is. */
+export interface FoldStatistics extends Partial<InputStatistics> {
+  /** (cols) */
+  readonly diagonal?: Float64Array;
+}
+
 export interface Fold {
   /** (channels of the folding group) what the inputs are divided by; all ones where nothing was better. */
   readonly scales: Float64Array;
@@ -45,15 +51,15 @@ export async function searchFold(
   source: Int32Array,
   channels: number,
   spec: GridSpec,
-  statistics: InputStatistics,
+  statistics: FoldStatistics,
   products: MatrixProducts,
   { exponents = EXPONENTS, sampleRows = SAMPLE_ROWS, rule = searchGrid }: FoldOptions = {},
 ): Promise<Fold> {
   const { H } = statistics;
   const cols = source.length;
   const samples = matrices.map((matrix) => sampleOf(matrix, sampleRows));
-  const diagonal = Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)]);
-  const H32 = asFloat32(H);
+  const diagonal = H ? diagonalOf(H, cols) : statistics.diagonal!;
+  const H32 = H && asFloat32(H);
   const lossWith = async (scales: Float64Array) => {
     const importance = diagonal.map((h, c) => h / scales[source[c]] ** 2);
     let loss = 0;
@@ -61,12 +67,12 @@ export async function searchFold(
       // the error as unfolded inputs meet it: (W diag(t) - Ŵ) diag(1/t)
       const D = unfoldedValues(rtnMatrix(foldColumns(sample, source, scales), spec, rule, importance), source, scales);
       for (let i = 0; i < D.length; i++) D[i] = sample.data[i] - D[i];
-      const DH = await products.f32(D, H32, { m: sample.rows, k: cols, n: cols });
-      for (let i = 0; i < D.length; i++) loss += D[i] * DH[i];
+      const DH = H32 && (await products.f32(D, H32, { m: sample.rows, k: cols, n: cols }));
+      for (let i = 0; i < D.length; i++) loss += D[i] * (DH ? DH[i] : D[i] * diagonal[i % cols]);
     }
     return loss;
   };
-  const input = channelMeans(statistics.meanAbs ?? rootDiagonal(H, cols), source, channels);
+  const input = channelMeans(statistics.meanAbs ?? diagonal.map(Math.sqrt), source, channels);
   const weight = channelMeans(columnRms(matrices, cols), source, channels);
   const none = new Float64Array(channels).fill(1);
   const read = new Set(source); // a channel that no column reads (LFM2's gates) feeds something else: its factor is 1
@@ -144,8 +150,8 @@ function sampleOf({ rows, cols, data }: Matrix, count: number): Matrix {
   return { rows: count, cols, data: out };
 }
 
-function rootDiagonal(H: Moment, cols: number): Float64Array {
-  return Float64Array.from({ length: cols }, (_, c) => Math.sqrt(H[c * (cols + 1)]));
+function diagonalOf(H: Moment, cols: number): Float64Array {
+  return Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)]);
 }
 
 /** (cols) root mean square of each column over all matrices. */

@@ -23,6 +23,7 @@ import { dequantize } from "../src/tensor/quantized.ts";
 import { type Fold, foldColumns, foldedMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
 import { type Activations, BlockRunner, floatName, type OpenBlock } from "./block-runner.ts";
 import { SecondMoment } from "./calibrate.ts";
+import { ExpectedInputs } from "./expected-inputs.ts";
 import { quantizeTable, tablesOf } from "./head.ts";
 import { LearnedBlocks } from "./learned-blocks.ts";
 import { asFloat32 } from "./loss.ts";
@@ -231,6 +232,8 @@ type Gathered = ReturnType<SecondMoment["statistics"]>;
 class SiteWalk {
   private readonly record: LayerRecord = { linears: new Map(), floats: new Map() };
   private readonly groups: readonly ScalingGroup[];
+  /** What stands in for statistics where there is no text. */
+  private readonly expected: ExpectedInputs;
 
   constructor(
     private readonly model: Model,
@@ -240,6 +243,7 @@ class SiteWalk {
     private readonly tools: QuantizeTools,
   ) {
     this.groups = model.arch.scalingGroups(layer, model.config);
+    this.expected = new ExpectedInputs(floatWeights(model.checkpoint), this.groups);
   }
 
   /** `aims`: what the float prefix makes of the same batches. */
@@ -330,7 +334,7 @@ class SiteWalk {
     }
     const spec = specOf(recipe.plan?.[linears[0]] ?? recipe, matrices[0].cols);
     let started = performance.now();
-    const fold = recipe.fold && measured ? await this.fold(linears, matrices, spec, measured) : undefined;
+    const fold = recipe.fold ? await this.fold(linears, matrices, spec, gathered ? measured : "expected") : undefined;
     tools.onTime?.("fold", performance.now() - started);
     started = performance.now();
     // rows of one site share H and its factorization, so they are quantized as one matrix
@@ -384,19 +388,25 @@ class SiteWalk {
     linears: readonly string[],
     matrices: readonly Matrix[],
     spec: GridSpec,
-    statistics: InputStatistics,
+    statistics: InputStatistics | "expected" | undefined,
   ): Promise<(Fold & { readonly source: Int32Array }) | undefined> {
     const group = this.groups.find(
       ({ to }) => to.length === linears.length && to.every((name) => linears.includes(name)),
     );
-    if (!group) return undefined;
+    if (!group || statistics === undefined) return undefined;
     const { cols } = matrices[0];
     const source = Int32Array.from({ length: cols }, (_, c) => group.source?.(c) ?? c);
     const channels = "linear" in group.from ? this.block.weight(group.from.linear).shape[0] : cols;
-    const { sample } = statistics;
-    const fold = sample
-      ? searchSmoothing(matrices, source, channels, sample)
-      : await searchFold(matrices, source, channels, spec, statistics, this.tools.products);
+    let fold: Fold;
+    if (statistics === "expected") {
+      const diagonal = await this.expected.of(linears, matrices);
+      if (!diagonal) return undefined;
+      fold = await searchFold(matrices, source, channels, spec, { diagonal }, this.tools.products);
+    } else {
+      fold = statistics.sample
+        ? searchSmoothing(matrices, source, channels, statistics.sample)
+        : await searchFold(matrices, source, channels, spec, statistics, this.tools.products);
+    }
     if (fold.exponent === undefined) return undefined;
     await this.divideSource(group.from, fold.scales);
     return { ...fold, source };

@@ -151,8 +151,12 @@ export const prune = (pruning: Pruning): Recipe => ({
 /** Round to nearest; needs no data. */
 export const rtn = (options: MethodOptions = {}): Recipe => base("rtn", options);
 
-/** Half-quadratic quantization (Badri and Shaji 2023); needs no data. */
-export const hqq = (options: MethodOptions = {}): Recipe => ({ ...base("hqq", options), rounding: "hqq" });
+/** Half-quadratic quantization (Badri and Shaji 2023) behind a fold that the weights suggest; needs no data. */
+export const hqq = (options: MethodOptions = {}): Recipe => ({
+  ...base("hqq", options),
+  rounding: "hqq",
+  fold: true,
+});
 
 /** GPTQ with searched grids, columns by descending diag(H), groups contiguous. */
 export const gptq = (options: MethodOptions = {}): Recipe => ({

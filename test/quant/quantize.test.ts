@@ -118,9 +118,12 @@ describe("quantizing a model", () => {
     expect(aimed).toBeLessThan(0.95 * plain);
   });
 
-  test("hqq needs no text", async () => {
+  test("hqq needs no text, and drifts less than rtn", async () => {
     const quantized = await quantizeModel(model, few(hqq()), [], tools);
     expect(quantized.matrices.size).toBe(5 * 7);
+    expect([...quantized.reports.values()].some(({ foldExponent }) => foldExponent !== undefined)).toBe(true);
+    const plain = await drift(await quantizeModel(model, few(rtn()), [], tools));
+    expect(await drift(quantized)).toBeLessThan(plain);
   });
 
   test("a recipe that calibrates says so when there is no text", async () => {
