@@ -37,7 +37,3 @@ test("--rotate and --tune are steps of any recipe, tuning in as many steps as ar
   expect(recipeOf(parse("--method", "rtn", "--tune", "8"))).toMatchObject({ windows: 0, tuning: { steps: 8 } });
   expect(() => parse("--tune", "0")).toThrow(/tune/);
 });
-
-test("names of the documentation that have no feature yet are refused by name", () => {
-  expect(() => parse("--fit", "80MB")).toThrow(/--fit: not in this version/);
-});

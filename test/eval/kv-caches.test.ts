@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import * as ort from "onnxruntime-node";
 import { expect, test } from "vitest";
+import { tokenWindows } from "../../quant/calibrate.ts";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
@@ -9,21 +10,25 @@ import { describeGraph } from "../../src/export/describe-graph.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { memorySink } from "../../src/memory-files.ts";
 import { nodeFolder } from "../../src/node/files.ts";
+import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
 
 const golden = JSON.parse(readFileSync(repoPath("models", "stories260k", "golden.json"), "utf8"));
-const heldBack: readonly number[][] = [golden.input_ids];
+const sample = readFileSync(repoPath("models", "stories260k", "stories-sample.txt"), "utf8");
 const calibration: readonly number[][] = [golden.greedy_from_bos.tokens];
 
 async function exported() {
   const model = resolveModel(await openHfFolder(nodeFolder(repoPath("models", "stories260k"))));
+  const tokenizer = loadTokenizer(model.checkpoint.sideFiles, { config: model.checkpoint.config });
+  // more tokens than the float tail of the int4 cache keeps
+  const heldBack = tokenWindows(tokenizer, { texts: [sample], sequenceLength: 256, windows: 1 });
   const out = memorySink("stories");
   const manifest = await exportModel({ model, weights: floatWeights(model.checkpoint) }, out, { dtype: "fp32" });
-  return { out, manifest };
+  return { out, manifest, heldBack };
 }
 
 test("caches share the weights, take the memory that their bits say and hardly move the logits", async () => {
-  const { out, manifest } = await exported();
+  const { out, manifest, heldBack } = await exported();
   const made = await addKvCaches(ort, out, manifest, ["int8", "int4"], { calibration, heldBack });
   const describe = (graph: string) => describeGraph(out.written, graph);
   const float = await describe(manifest.graph);
@@ -46,7 +51,7 @@ test("caches share the weights, take the memory that their bits say and hardly m
 });
 
 test("scales that saw nothing of the model's range are refused, and nothing is written", async () => {
-  const { out, manifest } = await exported();
+  const { out, manifest, heldBack } = await exported();
   const before = await out.written.list();
   const attempt = addKvCaches(ort, out, manifest, ["int8"], { calibration: [[1]], heldBack });
   await expect(attempt).rejects.toMatchObject({ code: "verification" });
