@@ -51,6 +51,7 @@ export interface LoadFlags extends OutputFlags {
   readonly kvBudget?: number;
   readonly binding?: Binding;
   readonly chatTemplate?: string;
+  readonly prefixCache?: string;
   readonly draft?: string;
 }
 
@@ -72,6 +73,10 @@ export function withLoadFlags(command: Command): Command {
         new Option("--kv-policy <name>", "which tokens the KV cache keeps").choices(KV_POLICIES).default("full"),
       )
       .option("--kv-budget <tokens>", "how many tokens a --kv-policy but full keeps (default: 1024)", wholeNumber)
+      .option(
+        "--prefix-cache <folder>",
+        "keep what was computed of prompts there, for later runs: 1 GiB at most (default: off)",
+      )
       .option("--chat-template <file>", "use this Jinja template instead of the model's own")
       .option("--draft <dir>", "a smaller model with the same tokenizer that guesses ahead; answers stay as they are"),
   );

@@ -43,6 +43,8 @@ export interface GraphDescription {
   readonly weightBytes: number;
   /** Of one token in the cache, all layers, as the graph's inputs declare it. */
   readonly kvBytesPerToken: number;
+  /** Of a sequence beside that: the full-precision tail of a cache in two tiers. */
+  readonly kvFixedBytes: number;
   /** Its number format, as `--kv` names it: "fp32", "int8". */
   readonly kvFormat: string | undefined;
   /** How often each operator occurs. */
@@ -67,7 +69,7 @@ export async function describeGraph(folder: FolderSource, path: string): Promise
   const { graph } = model;
   if (!graph) throw new NibbleError("bad_file", `${folder.name}/${path} holds no graph.`);
   const inputs = graph.input.map(describeValue);
-  const { format, bytesPerToken } = cacheNeed(model);
+  const { format, bytesPerToken, fixedBytes } = cacheNeed(model);
   const operators: Record<string, number> = {};
   for (const { opType } of graph.node) operators[opType] = (operators[opType] ?? 0) + 1;
   const weights = graph.initializer.map(describeWeight);
@@ -78,6 +80,7 @@ export async function describeGraph(folder: FolderSource, path: string): Promise
     weights,
     weightBytes: weights.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
     kvBytesPerToken: bytesPerToken,
+    kvFixedBytes: fixedBytes,
     kvFormat: format === "none" ? undefined : format,
     operators,
     formats: weightFormats(graph.node, graph.initializer),

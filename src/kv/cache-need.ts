@@ -1,11 +1,14 @@
 /** What a decoder graph's inputs say about the cache that it wants, before anything is loaded. */
 import type { ModelProto } from "../onnx/proto.ts";
+import { REST_CAPACITY } from "./int4-tiers.ts";
 
 export interface CacheNeed {
   /** The name for `--kv`: "fp32", "fp16", "int8", "int4", "int4-static"; "none" without a cache. */
   readonly format: string;
   /** Of keys, values and what belongs to them, per token, all layers; of the body where there are two tiers. */
   readonly bytesPerToken: number;
+  /** What a sequence takes beside that: the tail in full precision, where there are two tiers. */
+  readonly fixedBytes: number;
 }
 
 /** TensorProto.DataType of a cache -> its name for `--kv`, and bytes per element. */
@@ -21,14 +24,18 @@ export function cacheNeed({ graph }: ModelProto): CacheNeed {
   const tiered = input("past_body_length") !== undefined;
   const scales = input("past_body_scales");
   let bytesPerToken = scales ? 2 * sizeOf(scales.type, 1) : 0;
+  let fixedBytes = 0;
   let format = tiered ? (scales ? "int4" : "int4-static") : "";
   for (const { name, type } of graph.input) {
+    if (tiered && /^past_key_values\.\d+\.(key|value)$/.test(name)) {
+      fixedBytes += REST_CAPACITY * sizeOf(type, 1) * sizeOf(type, 3) * Float32Array.BYTES_PER_ELEMENT;
+    }
     if (!(tiered ? /^past_body\.\d+\.(key|value)$/ : /^past_key_values\.\d+\.(key|value)$/).test(name)) continue;
     const element = TYPES[type?.tensorType?.elemType ?? 0];
     format ||= element?.format ?? "";
     bytesPerToken += sizeOf(type, 1) * sizeOf(type, 3) * (element?.sizeBytes ?? 0);
   }
-  return { format: format || "none", bytesPerToken };
+  return { format: format || "none", bytesPerToken, fixedBytes };
 }
 
 function sizeOf(type: ModelProto["graph"]["input"][number]["type"], axis: number): number {

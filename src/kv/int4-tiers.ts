@@ -13,7 +13,7 @@ export const RECENT = 32;
 /** Tokens go over together, so that a step seldom pays for it. */
 const STEP = 16;
 /** Tail rows while generating: sinks, recent tokens, a step of them, and a few guesses. */
-const REST_CAPACITY = 64;
+export const REST_CAPACITY = 64;
 const BODY_STEP = 128;
 /** Codes are -8 .. 7, stored + 8. */
 const LOWEST = -8;

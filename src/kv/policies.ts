@@ -38,6 +38,26 @@ export function mostTokens({ window, eviction }: KeptTokens): number | undefined
   return window?.budget ?? (eviction && eviction.budget + BETWEEN);
 }
 
+/** Errors `unsupported` for what a cache of this format cannot do besides. */
+export function requireTogether(format: string, { eviction }: KeptTokens, device: string, maxBatch: number): void {
+  const refuse = (message: string, param: string): never => {
+    throw new NibbleError("unsupported", message, { param });
+  };
+  if (device === "webgpu") {
+    if (format.startsWith("int")) refuse(`--kv ${format}: the WebGPU provider reads float caches only.`, "kv");
+    if (eviction) {
+      refuse(
+        `--kv-policy ${eviction.policy}: the WebGPU provider rotates by the cache's length, which is not the text's here.`,
+        "kvPolicy",
+      );
+    }
+  }
+  if (!format.startsWith("int4")) return;
+  if (maxBatch > 1) refuse(`--kv ${format} holds one sequence at a time; maxBatch has to be 1.`, "maxBatch");
+  if (eviction)
+    refuse(`--kv-policy ${eviction.policy} goes with float and int8 caches, not with ${format}.`, "kvPolicy");
+}
+
 /** What is kept, for people; undefined where that is everything. */
 export function describeKept({ window, eviction }: KeptTokens): string | undefined {
   if (window) {

@@ -23,6 +23,8 @@ export interface WorkerSetup {
   readonly maxWaiting: number;
   readonly maxKvBytes: number;
   readonly prefixCacheBytes: number;
+  /** Folder and bytes of the prefix cache on disk. */
+  readonly prefixFiles?: { readonly dir: string; readonly maxBytes: number };
   readonly speculate: boolean;
   readonly draft?: DraftSetup;
 }
@@ -44,6 +46,7 @@ export type FromWorker =
   | { readonly kind: "piece"; readonly request: number; readonly piece: Piece }
   | { readonly kind: "vectors"; readonly request: number; readonly vectors: Float32Array[] }
   | { readonly kind: "error"; readonly request: number; readonly error: WireError }
+  | { readonly kind: "note"; readonly note: string }
   | { readonly kind: "stats"; readonly stats: EngineStats; readonly kvBytesAllocated: number };
 
 export interface WireError {

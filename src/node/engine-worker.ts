@@ -23,6 +23,7 @@ import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type FromWorker, type ToWorker, toWire, type WorkerSetup } from "./engine-protocol.ts";
 import { nodeFolder } from "./files.ts";
 import { type OpenSessionOptions, openSession, ortFor } from "./ort.ts";
+import { cacheFingerprint, PrefixFiles } from "./prefix-files.ts";
 
 /** Milliseconds between reports of counters to the main thread while something runs. */
 const STATS_INTERVAL_MS = 250;
@@ -47,6 +48,7 @@ class ModelWorker {
     private readonly draft: DecoderSession | undefined,
     private readonly scheduler: Scheduler,
     private readonly vocabSize: number,
+    private readonly prefixes: PrefixFiles | undefined,
   ) {
     this.grammars = new GrammarCache(tokenizer);
   }
@@ -135,6 +137,7 @@ class ModelWorker {
   private async close(): Promise<void> {
     clearInterval(this.timer);
     await this.scheduler.close();
+    await this.prefixes?.close();
     await (await this.embedder)?.release();
     await this.session.dispose();
     await this.draft?.dispose();
@@ -177,6 +180,23 @@ async function openDraft(
   return session as DecoderSession;
 }
 
+/** The prefix cache on disk, where one is wanted; error `unsupported` where this cache cannot be kept. */
+async function openPrefixFiles(
+  { folder, graph, prefixFiles, eviction }: WorkerSetup,
+  { manifest }: ModelOffer,
+  canCopy: boolean,
+): Promise<PrefixFiles | undefined> {
+  if (!prefixFiles) return undefined;
+  if (!canCopy) {
+    const what = eviction ? `--kv-policy ${eviction.policy}` : graph;
+    throw new NibbleError("unsupported", `${what}: its cache is not kept for later prompts, on disk neither.`, {
+      param: "prefixCacheDir",
+    });
+  }
+  const fingerprint = await cacheFingerprint(folder, graph, manifest);
+  return new PrefixFiles(prefixFiles.dir, fingerprint, prefixFiles.maxBytes, (note) => say({ kind: "note", note }));
+}
+
 async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const offer = await readOffer(nodeFolder(setup.folder));
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: setup.chatTemplate });
@@ -191,12 +211,14 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const contextLength = textLength(setup);
   const { can } = session;
   const maxBatch = without.batching || !can.batch ? 1 : setup.maxBatch;
+  const prefixStore = await openPrefixFiles(setup, offer, can.copy);
   const scheduler = new Scheduler(session, {
     ...setup,
     draft: draft && new DraftModel(draft, draft.contextLength),
     recomputeAbove,
     maxBatch,
     speculate: setup.speculate && can.cut && !without.speculation,
+    prefixStore,
     prefixCacheBytes: without["prefix cache"] || !can.copy ? 0 : setup.prefixCacheBytes,
   });
   say({
@@ -213,7 +235,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,
   });
-  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, vocabSize);
+  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, vocabSize, prefixStore);
 }
 
 try {

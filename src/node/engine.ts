@@ -5,27 +5,24 @@
  */
 import { stat } from "node:fs/promises";
 import { availableParallelism } from "node:os";
-import { basename, join, resolve } from "node:path";
+import { basename, resolve } from "node:path";
 import type { Worker } from "node:worker_threads";
 import { capabilitiesOf, requireFeature } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
-import { dataFiles } from "../export/open-graph.ts";
-import { readAll } from "../files.ts";
-import { cacheNeed } from "../kv/cache-need.ts";
-import { type KeptTokens, keptTokensOf, mostTokens } from "../kv/policies.ts";
-import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
 import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
-import { graphForKv, type ModelOffer, readOffer } from "../runtime/folder.ts";
+import { readOffer } from "../runtime/folder.ts";
 import { Stream } from "../runtime/stream.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type Binding, chooseBinding } from "./binding.ts";
+import { chooseCache } from "./cache-choice.ts";
 import { holdLibrary } from "./capi.ts";
 import { readDraft } from "./draft.ts";
 import { type FromWorker, fromWire, type ToWorker, type WorkerSetup } from "./engine-protocol.ts";
 import { nodeFolder } from "./files.ts";
 import { availableMemory, estimateMemory, requireMemory } from "./memory.ts";
+import { DEFAULT_PREFIX_DISK_BYTES } from "./prefix-files.ts";
 import { startWorker } from "./workers.ts";
 
 export interface LoadEngineOptions {
@@ -55,6 +52,10 @@ export interface LoadEngineOptions {
   readonly maxWaiting?: number;
   /** Memory for keys and values of prompts that may come again. */
   readonly prefixCacheBytes?: number;
+  /** Keep them in this folder too, for other processes to find (default: only in memory). */
+  readonly prefixCacheDir?: string;
+  /** What that folder may hold; default: 1 GiB. */
+  readonly prefixCacheDirBytes?: number;
   /** Guess tokens by prompt lookup where one request runs alone (default true; the text is the same). */
   readonly speculate?: boolean;
   /**
@@ -62,6 +63,8 @@ export interface LoadEngineOptions {
    * their distribution (Leviathan et al. 2023), greedy and seeded ones every token. A 2-bit export always fits.
    */
   readonly draft?: string;
+  /** Told what is done otherwise than it might be expected: a cache format that the folder lacks, a damaged file. */
+  readonly onNote?: (note: string) => void;
   readonly onProgress?: OnProgress;
   readonly signal?: AbortSignal;
 }
@@ -83,26 +86,23 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   if (!info?.isDirectory()) throw new NibbleError("not_found", `${folder} is no model folder.`);
   const offer = await readOffer(nodeFolder(path));
   const device = options.device ?? "cpu";
-  const { kvPolicy = "full", kvBudget, context } = options;
-  const kept = keptTokensOf(kvPolicy, kvBudget, context, offer.contextLength);
-  const { window, eviction } = kept;
-  const contextLength = window?.budget ?? contextOf(folder, offer, options.context);
+  const choice = await chooseCache(path, offer, options);
+  const { window, eviction } = choice.kept;
+  const contextLength = choice.positions;
   const capabilities = capabilitiesOf(offer.config, contextLength);
   if (options.kv === "int8") requireFeature(capabilities, "int8 cache", "kv");
   if (options.speculate) requireFeature(capabilities, "speculation", "speculate");
   if (options.draft !== undefined) requireFeature(capabilities, "speculation", "draft");
+  if (options.prefixCacheDir !== undefined) requireFeature(capabilities, "prefix cache", "prefixCacheDir");
   if ((options.prefixCacheBytes ?? 0) > 0) requireFeature(capabilities, "prefix cache", "prefixCacheBytes");
   if ((options.maxBatch ?? 1) > 1) requireFeature(capabilities, "batching", "maxBatch");
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: options.chatTemplate });
   const id = options.id ?? basename(path);
   const draft = options.draft === undefined ? undefined : await readDraft(options.draft, id, tokenizer, contextLength);
-  const need = await measure(path, offer, options.kv, device);
-  requireTogether(need.format, kept, device, options.maxBatch ?? 1);
-  const tokens = Math.min(contextLength, mostTokens(kept) ?? contextLength);
   const draftBytes = draft ? draft.weightBytes + draft.kvBytesPerToken * draft.contextLength : 0;
-  const availableBytes = Math.max(0, availableMemory() - draftBytes);
-  requireMemory(folder, estimateMemory({ ...need, contextLength: tokens }, availableBytes));
-  const spareBytes = availableBytes - need.weightBytes - need.kvBytesPerToken * tokens;
+  const need = estimateMemory(choice, Math.max(0, availableMemory() - draftBytes));
+  requireMemory(folder, need);
+  const spareBytes = need.availableBytes - need.totalBytes;
   const binding = await chooseBinding(options.binding, device);
   if (binding === "capi") await holdLibrary();
   const setup: WorkerSetup = {
@@ -110,7 +110,7 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     id,
     device,
     threads: options.threads ?? availableParallelism(),
-    graph: need.graph,
+    graph: choice.graph,
     contextLength,
     window,
     eviction,
@@ -118,12 +118,21 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     binding,
     maxBatch: options.maxBatch ?? DEFAULT_MAX_BATCH,
     maxWaiting: options.maxWaiting ?? DEFAULT_MAX_WAITING,
-    maxKvBytes: need.kvBytesPerToken * tokens + KV_SHARE * spareBytes,
+    maxKvBytes: need.kvBytes + KV_SHARE * spareBytes,
     prefixCacheBytes: Math.min(options.prefixCacheBytes ?? DEFAULT_PREFIX_CACHE_BYTES, KV_SHARE * spareBytes),
+    prefixFiles:
+      options.prefixCacheDir === undefined
+        ? undefined
+        : {
+            dir: resolve(options.prefixCacheDir),
+            maxBytes: options.prefixCacheDirBytes ?? DEFAULT_PREFIX_DISK_BYTES,
+          },
     speculate: options.speculate ?? true,
     draft,
   };
-  const engine = new NodeEngine(setup, tokenizer, need.weightBytes + (draft?.weightBytes ?? 0));
+  if (choice.note) options.onNote?.(choice.note);
+  const weightBytes = need.weightBytes + (draft?.weightBytes ?? 0);
+  const engine = new NodeEngine(setup, tokenizer, weightBytes, options.onNote);
   report("load the model", 1);
   const stop = () => void engine.dispose();
   signal?.addEventListener("abort", stop, { once: true });
@@ -139,66 +148,6 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   }
   report("load the model", 2);
   return engine;
-}
-
-function contextOf(folder: string, offer: ModelOffer, asked: number | undefined): number {
-  if (asked === undefined) return offer.contextLength;
-  if (Number.isSafeInteger(asked) && asked >= 1 && asked <= offer.contextLength) return asked;
-  throw new NibbleError(
-    "bad_option",
-    `${folder}: a context of ${asked} tokens; this model takes 1 to ${offer.contextLength}.`,
-    { param: "context" },
-  );
-}
-
-/** Errors `unsupported` for what a cache of this format cannot do besides. */
-function requireTogether(format: string, { eviction }: KeptTokens, device: string, maxBatch: number): void {
-  const refuse = (message: string, param: string): never => {
-    throw new NibbleError("unsupported", message, { param });
-  };
-  if (device === "webgpu") {
-    if (format.startsWith("int")) refuse(`--kv ${format}: the WebGPU provider reads float caches only.`, "kv");
-    if (eviction) {
-      refuse(
-        `--kv-policy ${eviction.policy}: the WebGPU provider rotates by the cache's length, which is not the text's here.`,
-        "kvPolicy",
-      );
-    }
-  }
-  if (!format.startsWith("int4")) return;
-  if (maxBatch > 1) refuse(`--kv ${format} holds one sequence at a time; maxBatch has to be 1.`, "maxBatch");
-  if (eviction)
-    refuse(`--kv-policy ${eviction.policy} goes with float and int8 caches, not with ${format}.`, "kvPolicy");
-}
-
-/** The graph that `--kv` means, the bytes of its weights, and of keys and values per token. */
-async function measure(folder: string, offer: ModelOffer, kv: string | undefined, device: string) {
-  const float = await readGraph(folder, offer.graph);
-  const floatFormat = cacheNeed(float).format;
-  const graph = graphForKv(offer, kv ?? (device === "webgpu" ? floatFormat : undefined), floatFormat);
-  const model = graph === offer.graph ? float : await readGraph(folder, graph);
-  const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
-  let weightBytes = (await stat(join(folder, graph))).size;
-  for (const file of dataFiles(model)) {
-    const size = await stat(join(folder, directory, file)).then(
-      (info) => info.size,
-      () => undefined,
-    );
-    if (size === undefined)
-      throw new NibbleError("not_found", `${folder}: ${directory}${file}, which holds weights, is missing.`);
-    weightBytes += size;
-  }
-  const { format, bytesPerToken } = cacheNeed(model);
-  return { graph, weightBytes, format, kvBytesPerToken: bytesPerToken };
-}
-
-async function readGraph(folder: string, path: string): Promise<ModelProto> {
-  const source = await nodeFolder(folder).open(path);
-  try {
-    return decodeModel(await readAll(source));
-  } finally {
-    await source.close?.();
-  }
 }
 
 /**
@@ -248,6 +197,7 @@ class NodeEngine implements Engine {
     private readonly setup: WorkerSetup,
     readonly tokenizer: Tokenizer,
     private readonly weightBytes: number,
+    private readonly onNote: ((note: string) => void) | undefined,
   ) {}
 
   get info(): EngineInfo {
@@ -336,6 +286,9 @@ class NodeEngine implements Engine {
       case "vectors":
         this.embeddings.get(message.request)?.resolve(message.vectors);
         this.embeddings.delete(message.request);
+        break;
+      case "note":
+        this.onNote?.(message.note);
         break;
       case "stats":
         this.counts = message.stats;

@@ -6,6 +6,8 @@ import { NibbleError } from "../errors.ts";
 export interface MemoryNeed {
   readonly weightBytes: number;
   readonly kvBytesPerToken: number;
+  /** What a cache takes whatever its length. */
+  readonly kvFixedBytes?: number;
   /** Tokens of prompt and answer together. */
   readonly contextLength: number;
 }
@@ -67,7 +69,7 @@ export function availableMemory(read: ReadFile = (path) => readFileSync(path, "u
 }
 
 export function estimateMemory(need: MemoryNeed, availableBytes = availableMemory()): MemoryEstimate {
-  const kvBytes = need.kvBytesPerToken * need.contextLength;
+  const kvBytes = need.kvBytesPerToken * need.contextLength + (need.kvFixedBytes ?? 0);
   const totalBytes = need.weightBytes + kvBytes;
   return { ...need, kvBytes, totalBytes, availableBytes, fits: totalBytes <= availableBytes };
 }
@@ -93,8 +95,8 @@ export function describeMemory(estimate: MemoryEstimate): string {
 /** Refuses a model that cannot fit, with the context that would. */
 export function requireMemory(name: string, estimate: MemoryEstimate): void {
   if (estimate.fits) return;
-  const { weightBytes, availableBytes, kvBytesPerToken } = estimate;
-  const tokens = kvBytesPerToken > 0 ? Math.floor((availableBytes - weightBytes) / kvBytesPerToken) : 0;
+  const { weightBytes, availableBytes, kvBytesPerToken, kvFixedBytes = 0 } = estimate;
+  const tokens = kvBytesPerToken > 0 ? Math.floor((availableBytes - weightBytes - kvFixedBytes) / kvBytesPerToken) : 0;
   throw new NibbleError(
     "no_space",
     `${name} does not fit: ${describeMemory(estimate)}. ` +

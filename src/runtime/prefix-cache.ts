@@ -10,11 +10,19 @@ export interface PrefixStore<Part extends ArrayBufferView> {
 /** Tokens per block: small enough that little of a shared prefix is lost, large enough that copies are runs. */
 export const BLOCK_TOKENS = 32;
 
-interface Block<Part> {
+/** Keys and values of BLOCK_TOKENS tokens, and what they belong to. */
+export interface Block<Part> {
   readonly tokens: readonly number[];
   readonly parent: string;
   readonly parts: readonly Part[];
   readonly sizeBytes: number;
+}
+
+/** Where blocks outlive the process. */
+export interface BlockStore<Part> {
+  /** Undefined where there is none, or where what is there is damaged. */
+  read(key: string): Block<Part> | undefined;
+  write(key: string, block: Block<Part>): void;
 }
 
 export class PrefixCache<Part extends ArrayBufferView> {
@@ -25,6 +33,7 @@ export class PrefixCache<Part extends ArrayBufferView> {
   constructor(
     private readonly store: PrefixStore<Part>,
     private readonly maxBytes: number,
+    private readonly disk?: BlockStore<Part>,
   ) {}
 
   get bytes(): number {
@@ -41,6 +50,7 @@ export class PrefixCache<Part extends ArrayBufferView> {
       this.store.writeTokens(row, i * BLOCK_TOKENS, BLOCK_TOKENS, block.parts);
     }
     for (const { key, block } of chain.reverse()) this.touch(key, block); // the first block is needed most
+    this.makeRoom();
     return chain.length * BLOCK_TOKENS;
   }
 
@@ -57,11 +67,17 @@ export class PrefixCache<Part extends ArrayBufferView> {
       const sizeBytes = parts.reduce((sum, part) => sum + part.byteLength, 0);
       const old = this.blocks.get(key); // another text with the same hash: the newer one stays
       if (old) this.remove(key, old);
-      this.blocks.set(key, { tokens: slice, parent, parts, sizeBytes });
+      const block = { tokens: slice, parent, parts, sizeBytes };
+      this.blocks.set(key, block);
       this.sizeBytes += sizeBytes;
+      this.disk?.write(key, block);
       parent = key;
     }
     for (const { key, block } of known.reverse()) this.touch(key, block);
+    this.makeRoom();
+  }
+
+  private makeRoom(): void {
     for (const [key, block] of this.blocks) {
       if (this.sizeBytes <= this.maxBytes) break;
       this.remove(key, block);
@@ -79,13 +95,21 @@ export class PrefixCache<Part extends ArrayBufferView> {
     for (let start = 0; start + BLOCK_TOKENS <= tokens.length; start += BLOCK_TOKENS) {
       const slice = tokens.slice(start, start + BLOCK_TOKENS);
       const key = blockKey(parent, slice);
-      const block = this.blocks.get(key);
+      const block = this.blocks.get(key) ?? this.load(key);
       // a hash may be shared, tokens may not
       if (!block || block.parent !== parent || block.tokens.some((token, i) => token !== slice[i])) break;
       found.push({ key, block });
       parent = key;
     }
     return found;
+  }
+
+  private load(key: string): Block<Part> | undefined {
+    const block = this.disk?.read(key);
+    if (!block) return undefined;
+    this.blocks.set(key, block);
+    this.sizeBytes += block.sizeBytes;
+    return block;
   }
 
   private touch(key: string, block: Block<Part>): void {

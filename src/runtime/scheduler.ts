@@ -10,7 +10,7 @@ import type { DraftModel } from "./draft.ts";
 import type { EngineStats, GeneratedToken, Piece } from "./engine.ts";
 import type { Generation } from "./generate.ts";
 import { GUESS_TOKENS, GuessGauge, lookUp } from "./lookup.ts";
-import { PrefixCache } from "./prefix-cache.ts";
+import { type BlockStore, PrefixCache } from "./prefix-cache.ts";
 import { type Guess, Scores } from "./sampling.ts";
 import type { Rows } from "./session.ts";
 import { Stream } from "./stream.ts";
@@ -38,6 +38,8 @@ export interface SchedulerOptions {
   /** Most memory of the caches of running sequences; another one waits until there is room. */
   readonly maxKvBytes?: number;
   readonly prefixCacheBytes?: number;
+  /** Where computed prefixes outlive the process. */
+  readonly prefixStore?: BlockStore<ArrayBufferView>;
   /** Guess tokens by prompt lookup when one sequence runs alone. */
   readonly speculate?: boolean;
   /** Guesses where the text itself says nothing. */
@@ -92,7 +94,7 @@ export class Scheduler {
     private readonly session: BatchSession,
     private readonly options: SchedulerOptions,
   ) {
-    this.prefixes = new PrefixCache(session, options.prefixCacheBytes ?? 0);
+    this.prefixes = new PrefixCache(session, options.prefixCacheBytes ?? 0, options.prefixStore);
     this.clock = options.clock ?? (() => performance.now());
   }
 
