@@ -22,6 +22,7 @@ import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type FromWorker, type ToWorker, toWire, type WorkerSetup } from "./engine-protocol.ts";
 import { nodeFolder } from "./files.ts";
+import { collapsePages } from "./huge-pages.ts";
 import { type OpenSessionOptions, openSession, ortFor } from "./ort.ts";
 import { cacheFingerprint, PrefixFiles } from "./prefix-files.ts";
 
@@ -205,6 +206,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
   const session = await openDecoder(ort, setup, options);
   const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
+  if (setup.binding === "capi") await collapsePages();
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
   const { id, window, eviction } = setup;

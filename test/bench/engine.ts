@@ -8,7 +8,7 @@
  *     [--modules FOLDER with node_modules/node-llama-cpp] [--transformers]
  *
  * "floor" is the time that reading all weights (as stored) and the cache takes at the bandwidth that this machine reads
- * with so many threads, measured first; what a token takes beyond it is arithmetic and overhead.
+ * with so many threads from huge pages, measured first; what a token takes beyond it is arithmetic and overhead.
  */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -149,13 +149,19 @@ console.log(
 );
 printFiles();
 const bandwidth = await readBandwidth(threads);
-console.log(`${threads} threads read ${(bandwidth / 1e9).toFixed(1)} GB/s`);
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB/s`;
+console.log(`${threads} threads read ${gigabytes(bandwidth.usual)}, on huge pages ${gigabytes(bandwidth.best)}`);
 
 for (const context of values.context.split(",").map(Number)) {
   const runners = await runnersFor(context, context >= LONG_CONTEXT ? bindings.slice(0, 1) : bindings);
   const ids = prompt(context);
   for (const runner of runners) await runner.run(ids.slice(0, 64), 4); // libraries and buffers are there now
-  printSpeeds(context, runners, await interleaved(runners, rounds, (runner) => runner.run(ids, tokens)), bandwidth);
+  printSpeeds(
+    context,
+    runners,
+    await interleaved(runners, rounds, (runner) => runner.run(ids, tokens)),
+    bandwidth.best,
+  );
   if (context < LONG_CONTEXT && streams > 1) {
     const able = runners.filter(({ name, together }) => together && !(hasInt8 && name.includes("fp32")));
     const half = Math.ceil(rounds / 2); // each takes as long as many of the others
