@@ -2,7 +2,7 @@
 import type { Model } from "../src/arch/index.ts";
 import { NibbleError } from "../src/errors.ts";
 import { type Allocation, allocateFor, allocateWithin, type Option } from "./allocate.ts";
-import { type Plan, sitesOf, type WeightFormat } from "./plan.ts";
+import { type Plan, type Site, sitesOf, type WeightFormat } from "./plan.ts";
 import type { QuantizeTools } from "./quantize.ts";
 import type { Recipe } from "./recipes.ts";
 import { measureSensitivity, type SiteSensitivity } from "./sensitivity.ts";
@@ -33,6 +33,9 @@ export function candidateFormats(symmetric: boolean): WeightFormat[] {
   return formats;
 }
 
+/** A graph's nodes and padding are not quite the sum of its sites'. */
+const SIZE_SLACK = 0.02;
+
 export class PlanFitter {
   private readonly options: (readonly Option[])[];
   private readonly fixedBytes: number;
@@ -44,8 +47,8 @@ export class PlanFitter {
     private readonly sizeOf: (plan: Plan) => PlannedSize,
   ) {
     const sizes = formats.map((format) => sizeOf(this.planOf(() => format)));
-    this.options = sensitivities.map(({ site, alpha, errors }) =>
-      formats.map((_, i) => ({ sizeBytes: sizes[i].perSite.get(site.linears[0])!, cost: alpha * errors[i] })),
+    this.options = sensitivities.map(({ site, costs }) =>
+      formats.map((_, i) => ({ sizeBytes: sizes[i].perSite.get(site.linears[0])!, cost: costs[i] })),
     );
     const [{ sizeBytes, perSite }] = sizes;
     this.fixedBytes = sizeBytes - [...perSite.values()].reduce((sum, bytes) => sum + bytes, 0);
@@ -63,9 +66,7 @@ export class PlanFitter {
     tools: QuantizeTools,
   ): Promise<PlanFitter> {
     const formats = candidateFormats(recipe.symmetric);
-    const all = await measureSensitivity(model, recipe, windows, formats, tools);
-    const sensitivities = all.filter(({ site }) => site.layer !== undefined || recipe.head);
-    return new PlanFitter(model, formats, sensitivities, sizeOf);
+    return new PlanFitter(model, formats, await measureSensitivity(model, recipe, windows, formats, tools), sizeOf);
   }
 
   /** The least drift within a budget. Error `bad_option` where the model does not get so small. */
@@ -99,12 +100,39 @@ export class PlanFitter {
     );
   }
 
+  /** The best that one format for all linears and one for embedding and head give within a budget, if any fits. */
+  single(budgetBytes: number): FittedPlan | undefined {
+    const settings = this.formats.flatMap((linears) => this.formats.map((ends) => this.planBySite(linears, ends)));
+    const costs = new Map(settings.map((plan) => [plan, this.expectedKl(plan)]));
+    for (const [plan, expectedKl] of [...costs].sort((a, b) => a[1] - b[1])) {
+      if (this.estimatedSize(plan) > budgetBytes * (1 + SIZE_SLACK)) continue;
+      const { sizeBytes } = this.sizeOf(plan);
+      if (sizeBytes <= budgetBytes) return { plan, sizeBytes, expectedKl };
+    }
+    return undefined;
+  }
+
   /** What a plan of these formats is expected to cost. */
   expectedKl(plan: Plan): number {
-    return this.sensitivities.reduce((sum, { site }, i) => {
+    return this.chosen(plan).reduce((sum, { cost }) => sum + cost, 0);
+  }
+
+  private estimatedSize(plan: Plan): number {
+    return this.chosen(plan).reduce((sum, { sizeBytes }) => sum + sizeBytes, this.fixedBytes);
+  }
+
+  private chosen(plan: Plan): Option[] {
+    return this.sensitivities.map(({ site }, i) => {
       const wanted = plan[site.linears[0]];
-      return sum + this.options[i][this.formats.findIndex((format) => sameFormat(format, wanted))].cost;
-    }, 0);
+      return this.options[i][this.formats.findIndex((format) => sameFormat(format, wanted))];
+    });
+  }
+
+  private planBySite(linears: WeightFormat, ends: WeightFormat): Plan {
+    const formatOf = ({ layer }: Site) => (layer === undefined ? ends : linears);
+    return Object.fromEntries(
+      this.sensitivities.flatMap(({ site }) => site.linears.map((name) => [name, formatOf(site)] as const)),
+    );
   }
 
   private fitted({ choice, cost }: Allocation): FittedPlan {

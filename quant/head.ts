@@ -77,8 +77,8 @@ async function rowsOf(checkpoint: Checkpoint, tensor: string, start: number): Pr
   return (await checkpoint.readTensor(tensor)).data.slice(start * cols, end * cols);
 }
 
-/** The second moment of final normed hidden states. */
-async function headStatistics(
+/** The second moment of final normed hidden states; `hidden` are those after the last block. */
+export async function headStatistics(
   model: Model,
   cols: number,
   hidden: readonly Activations[],

@@ -2,6 +2,8 @@
  * What storing each matrix in fewer bits would cost, measured on the float model with little text:
  *   t[site, option]   relative error of a site's outputs, from its inputs' second moment H and a sample of its rows
  *   α[site]           KL per unit of t: the site alone is rounded to 4 bits, and the rest of the model runs in float
+ * A table that is looked up and multiplied by counts twice: as embedding, where every direction counts alike, and as head,
+ * by the moment of what it multiplies.
  * Every disturbed copy of the text goes through the blocks together with the undisturbed one, so each block is read once.
  */
 import type { Tensor } from "onnxruntime-common";
@@ -15,6 +17,7 @@ import { type Activations, BlockRunner, type OpenBlock } from "./block-runner.ts
 import { SecondMoment } from "./calibrate.ts";
 import { gptqMatrix } from "./gptq.ts";
 import { searchGrid } from "./grid.ts";
+import { headStatistics } from "./head.ts";
 import { rowErrors, rowLosses, rowPowers } from "./loss.ts";
 import { type Site, sitesOf, type WeightFormat } from "./plan.ts";
 import type { QuantizeTools } from "./quantize.ts";
@@ -25,10 +28,8 @@ import type { InputStatistics, Matrix } from "./types.ts";
 
 export interface SiteSensitivity {
   readonly site: Site;
-  /** Nats of KL per unit of relative error. */
-  readonly alpha: number;
-  /** Expected relative error of each option. */
-  readonly errors: readonly number[];
+  /** Expected KL of each option, in nats: α t, for a tied table the sum of its two uses. */
+  readonly costs: readonly number[];
 }
 
 /** Windows for the second moments, of the length they come in. */
@@ -38,12 +39,17 @@ const PROBES = 2;
 const PROBE_TOKENS = 128;
 /** Rows of a site that errors are measured on. */
 const SAMPLE_ROWS = 48;
+/** Rows that a disturbance is measured on: all of a linear, a part of a vocabulary. */
+const DISTURBED_ROWS = 8192;
 /** Rounding that disturbs a site: small enough that its effect stays proportional to the error. */
 const DISTURBANCE: WeightFormat = { bits: 4, groupSize: 32, symmetric: false };
 /** Sequences that run through a block in one call. */
 const BATCH = 16;
 
-/** @param windows token ids; @param options formats to judge, the same for every site. */
+/**
+ * Embedding and head are left out where the recipe leaves them float.
+ * @param windows token ids; @param options formats to judge, the same for every site.
+ */
 export async function measureSensitivity(
   model: Model,
   recipe: Recipe,
@@ -60,7 +66,7 @@ export async function measureSensitivity(
   }
 }
 
-/** One site's disturbed copy of the probes, on its way through the blocks. */
+/** One disturbed copy of the probes, on its way through the blocks: a site has one, a tied table one for each use. */
 interface Disturbed {
   readonly site: Site;
   readonly disturbance: number;
@@ -95,8 +101,11 @@ class SensitivityWalk {
     const sites = sitesOf(model);
     let text = await this.forward.embed(windows);
     let probes = await this.forward.embed(this.probes);
-    const ends = sites.filter(({ layer }) => layer === undefined);
-    for (const site of ends) await this.disturbEnd(site);
+    const { embeddingName, headName } = model.arch;
+    const table = (name: string) =>
+      this.recipe.head && sites.find(({ layer, linears }) => layer === undefined && linears[0] === name);
+    const embedding = table(embeddingName);
+    if (embedding) this.disturbed.push(await this.disturbEmbedding(embedding));
     for (let layer = 0; layer < model.config.layers; layer++) {
       tools.signal?.throwIfAborted();
       tools.onProgress?.({ stage: "sensitivity", done: layer, total: model.config.layers, unit: "layers" });
@@ -109,6 +118,8 @@ class SensitivityWalk {
       text = await this.measureBlock(layer, block, own, text, probes);
       probes = earlier.slice(0, per);
     }
+    const head = table(headName(model.config));
+    if (head) this.disturbed.push(await this.disturbHead(head, text, probes));
     return this.judge(probes);
   }
 
@@ -182,8 +193,10 @@ class SensitivityWalk {
     const values: Float32Array[] = [];
     for (const matrix of matrices) {
       const rounded = dequantize(rtnMatrix(matrix, specOf(DISTURBANCE, matrix.cols)));
-      lost += total(await rowErrors(matrix, rounded, H, products));
-      power += total(await rowPowers(matrix, H, products));
+      const sample = sampleRows([matrix], DISTURBED_ROWS);
+      const after = sampleRows([{ ...matrix, data: rounded }], DISTURBED_ROWS).data;
+      lost += total(await rowErrors(sample, after, H, products));
+      power += total(await rowPowers(sample, H, products));
       values.push(rounded);
     }
     return { disturbance: power > 0 ? lost / power : 0, values };
@@ -230,26 +243,34 @@ class SensitivityWalk {
     return errors;
   }
 
-  /** Embedding or head: both where they are tied. */
-  private async disturbEnd(site: Site): Promise<void> {
-    const { model, tools, float } = this;
-    const { arch, config } = model;
-    const [name] = site.linears;
-    const tensor = `${name}.weight`;
-    const data = await float.load(tensor);
-    const matrix: Matrix = { rows: site.rows[0], cols: site.cols, data };
-    // an embedding's rows are not multiplied by anything; a head's inputs are normed, and nearly alike in size
-    const H = new Float32Array(site.cols * site.cols);
+  private async disturbEmbedding(site: Site): Promise<Disturbed> {
+    const H = new Float32Array(site.cols * site.cols); // rows are not multiplied by anything: 1
     for (let c = 0; c < site.cols; c++) H[c * (site.cols + 1)] = 1;
-    const { disturbance, values } = await this.disturb([matrix], { H });
-    const errors = await this.errorsOf(undefined, site, [matrix], { tokens: 1, H });
-    const { loadRows: _, ...whole } = float; // its rows would be the undisturbed ones
-    const changed: Weights = { ...whole, load: async (one) => (one === tensor ? values[0] : float.load(one)) };
-    const forward = new BlockForward(tools.ort, model, changed, PROBE_TOKENS);
+    const { weights, ...measured } = await this.disturbTable(site, { tokens: 1, H });
+    const forward = new BlockForward(this.tools.ort, this.model, weights, PROBE_TOKENS);
     const states = await forward.embed(this.probes);
     await forward.dispose();
-    const head = name === arch.headName(config) ? changed : undefined;
-    this.disturbed.push({ site, disturbance, errors, states, head });
+    return { site, ...measured, states };
+  }
+
+  /** @param text the moment windows' hidden states after the last block. */
+  private async disturbHead(site: Site, text: readonly Hidden[], probes: readonly Hidden[]): Promise<Disturbed> {
+    const batches = text.map((states) => new Map([[BlockRunner.input, this.stacked([states])]]));
+    const statistics = await headStatistics(this.model, site.cols, batches, this.tools);
+    const { weights, ...measured } = await this.disturbTable(site, statistics);
+    return { site, ...measured, states: [...probes], head: weights };
+  }
+
+  /** The float weights with the site's table rounded, and what that and each option loses. */
+  private async disturbTable(site: Site, statistics: InputStatistics) {
+    const { float } = this;
+    const tensor = `${site.linears[0]}.weight`;
+    const matrix: Matrix = { rows: site.rows[0], cols: site.cols, data: await float.load(tensor) };
+    const { disturbance, values } = await this.disturb([matrix], statistics);
+    const errors = await this.errorsOf(undefined, site, [matrix], statistics);
+    const { loadRows: _, ...whole } = float; // its rows would be the undisturbed ones
+    const weights: Weights = { ...whole, load: async (one) => (one === tensor ? values[0] : float.load(one)) };
+    return { disturbance, errors, weights };
   }
 
   private async judge(probes: readonly Hidden[]): Promise<SiteSensitivity[]> {
@@ -272,10 +293,13 @@ class SensitivityWalk {
         this.disturbed.filter(({ head }) => !head),
         this.forward,
       );
-      return this.disturbed.map((one) => ({
-        site: one.site,
-        alpha: one.disturbance > 0 ? Math.max(0, kls.get(one)!) / one.disturbance : 0,
-        errors: one.errors,
+      const alphaOf = (one: Disturbed) => (one.disturbance > 0 ? Math.max(0, kls.get(one)!) / one.disturbance : 0);
+      const sites = [...new Set(this.disturbed.map(({ site }) => site))];
+      return sites.map((site) => ({
+        site,
+        costs: this.options.map((_, i) =>
+          this.disturbed.filter((one) => one.site === site).reduce((sum, one) => sum + alphaOf(one) * one.errors[i], 0),
+        ),
       }));
     } finally {
       await comparer.dispose();

@@ -66,10 +66,17 @@ export const quantizeCommand = withCheckpointFlags(command).action((spec: string
       await requireExportable(checkpoint, flags.output, { overwrite, contextLength });
       const text = await calibrationText(checkpoint, flags.calibration);
       const onPlan = (fitted: FittedPlan) => output.note(`${planTable(fitted.plan)}\n${fittedLine(fitted)}`);
+      const onNote = (note: string) => output.note(`note: ${note}`);
       const recipe = plan ? withPlan(checkpoint, rounding, plan) : rounding;
       const options = { text, ...common };
       const quantized = target
-        ? await quantizeToFit(checkpoint, recipe, target, { ...options, dtype: flags.dtype, contextLength, onPlan })
+        ? await quantizeToFit(checkpoint, recipe, target, {
+            ...options,
+            dtype: flags.dtype,
+            contextLength,
+            onPlan,
+            onNote,
+          })
         : await quantize(checkpoint, recipe, options);
       for (const note of quantized.quantized.notes) output.note(`warning: ${note}`);
       const manifest = await exportFolder(quantized, flags.output, {
@@ -78,7 +85,7 @@ export const quantizeCommand = withCheckpointFlags(command).action((spec: string
         overwrite,
         check: flags.check,
         kv,
-        onNote: (note) => output.note(`note: ${note}`),
+        onNote,
         ...common,
       });
       await quantized.dispose();

@@ -21,6 +21,8 @@ export interface FitOptions extends QuantizeOptions {
   readonly contextLength?: number;
   /** Told each plan before it is carried out. */
   readonly onPlan?: (fitted: FittedPlan, recipe: Recipe) => void;
+  /** Told where a plan was given up for one setting. */
+  readonly onNote?: (note: string) => void;
 }
 
 /** Bytes of the files that it takes to run (graph and weights), or nats of KL on held-back text. */
@@ -49,40 +51,69 @@ export async function quantizeToFit(
 ): Promise<Fitted> {
   const model = resolveModel(checkpoint);
   const fitter = await measureFitter(checkpoint, model, recipe, options);
-  if ("bytes" in target) {
-    const fitted = fitter.within(target.bytes);
-    return { ...(await carryOut(checkpoint, recipe, fitted, options)), fitted };
-  }
+  const making: Making = { checkpoint, model, recipe, options };
+  return "bytes" in target ? fitBytes(making, fitter, target.bytes) : fitDrift(making, fitter, target.maxKl);
+}
+
+interface Making {
+  readonly checkpoint: Checkpoint;
+  readonly model: Model;
+  readonly recipe: Recipe;
+  readonly options: FitOptions;
+}
+
+/**
+ * Errors add up while they are small. Where the plan drifts more than the best single setting of no more bytes is expected
+ * to, that one is made too, and the better of the two is kept.
+ */
+async function fitBytes(making: Making, fitter: PlanFitter, bytes: number): Promise<Fitted> {
+  const fitted = fitter.within(bytes);
+  const planned = await carryOut(making, fitted);
+  const single = fitter.single(bytes);
+  if (!single) return planned;
+  const drift = await driftOf(making, planned);
+  if (drift <= single.expectedKl) return planned;
+  const plain = await carryOut(making, single);
+  const plainDrift = await driftOf(making, plain);
+  const [kept, left] = plainDrift < drift ? [plain, planned] : [planned, plain];
+  await left.dispose();
+  making.options.onNote?.(
+    `the plan drifts by ${drift.toPrecision(3)} (${fitted.expectedKl.toPrecision(2)} expected), the best single setting by ${plainDrift.toPrecision(3)}: ${kept === plain ? "the single setting" : "the plan"} is kept`,
+  );
+  return kept;
+}
+
+async function fitDrift(making: Making, fitter: PlanFitter, maxKl: number): Promise<Fitted> {
   let factor = 1;
   for (let attempt = 1; ; attempt++) {
-    const fitted = fitter.forKl((AIM * target.maxKl) / factor);
-    const quantized = await carryOut(checkpoint, recipe, fitted, options);
-    const { threads, signal, onProgress } = options;
-    const { kl } = await measureDrift(
-      cpuOrt(threads),
-      model,
-      floatWeights(model.checkpoint),
-      quantized.quantized.dequantized,
-      quantized.heldBack,
-      { signal, onProgress },
-    );
-    if (kl.mean <= target.maxKl) return { ...quantized, fitted };
-    await quantized.dispose();
+    const fitted = fitter.forKl((AIM * maxKl) / factor);
+    const planned = await carryOut(making, fitted);
+    const drift = await driftOf(making, planned);
+    if (drift <= maxKl) return planned;
+    await planned.dispose();
     if (attempt === ATTEMPTS) {
       throw new NibbleError(
         "verification",
-        `${checkpoint.name}: a KL of ${target.maxKl} was not reached; ${ATTEMPTS} plans came to ${kl.mean.toPrecision(3)} at best of the last, with ${(fitted.sizeBytes / 1e6).toFixed(1)} MB. Ask for more, or for bytes with --fit.`,
+        `${making.checkpoint.name}: a KL of ${maxKl} was not reached; the last of ${ATTEMPTS} plans came to ${drift.toPrecision(3)}, with ${(fitted.sizeBytes / 1e6).toFixed(1)} MB. Ask for more, or for bytes with --fit.`,
         { param: "max-kl" },
       );
     }
-    factor = kl.mean / fitted.expectedKl;
+    factor = drift / fitted.expectedKl;
   }
 }
 
-function carryOut(checkpoint: Checkpoint, recipe: Recipe, fitted: FittedPlan, options: FitOptions): Promise<Quantized> {
+/** Mean KL to the float model on text that quantization has not seen. */
+async function driftOf({ model, options }: Making, { quantized, heldBack }: Quantized): Promise<number> {
+  const { threads, signal, onProgress } = options;
+  const float = floatWeights(model.checkpoint);
+  const { dequantized } = quantized;
+  return (await measureDrift(cpuOrt(threads), model, float, dequantized, heldBack, { signal, onProgress })).kl.mean;
+}
+
+async function carryOut({ checkpoint, recipe, options }: Making, fitted: FittedPlan): Promise<Fitted> {
   const planned = withPlan(checkpoint, recipe, fitted.plan);
   options.onPlan?.(fitted, planned);
-  return quantize(checkpoint, planned, options);
+  return { ...(await quantize(checkpoint, planned, options)), fitted };
 }
 
 async function measureFitter(

@@ -141,18 +141,44 @@ describe("fitting a plan", () => {
     }
   });
 
+  const driftOf = async (plan: Plan) => {
+    const quantized = await quantizeModel(model, withPlan(checkpoint, recipe, plan), windows.slice(0, 16), tools);
+    const float = floatWeights(checkpoint);
+    return (await measureDrift(tools.ort, model, float, quantized.dequantized, windows.slice(16))).kl.mean;
+  };
+
+  /** By how much what is measured on other text, with all errors at once, may miss the sum of small ones. */
+  const expectClose = (drift: number, expected: number) => {
+    expect(drift / expected).toBeGreaterThan(0.5);
+    expect(drift / expected).toBeLessThan(2);
+  };
+
   test("to a single setting's bytes drifts less than it, and about as expected", async () => {
-    const driftOf = async (plan: Plan) => {
-      const quantized = await quantizeModel(model, withPlan(checkpoint, recipe, plan), windows.slice(0, 16), tools);
-      const float = floatWeights(checkpoint);
-      return (await measureDrift(tools.ort, model, float, quantized.dequantized, windows.slice(16))).kl.mean;
-    };
     for (const plan of singles()) {
       const fitted = fitter.within(sizeOf(plan).sizeBytes);
       const drift = await driftOf(fitted.plan);
       expect(drift).toBeLessThan(await driftOf(plan));
-      expect(drift / fitted.expectedKl).toBeGreaterThan(0.5);
-      expect(drift / fitted.expectedKl).toBeLessThan(2);
+      expectClose(drift, fitted.expectedKl);
+    }
+  });
+
+  test("to some bytes drifts less than the best single setting of as many", async () => {
+    for (const budget of [240_000, 280_000]) {
+      const single = fitter.single(budget)!;
+      expect(single.sizeBytes).toBeLessThanOrEqual(budget);
+      expect(sizeOf(single.plan).sizeBytes).toBe(single.sizeBytes);
+      for (const plan of singles().filter((one) => sizeOf(one).sizeBytes <= budget)) {
+        expect(single.expectedKl).toBeLessThanOrEqual(fitter.expectedKl(plan));
+      }
+      expect(await driftOf(fitter.within(budget).plan)).toBeLessThan(await driftOf(single.plan));
+    }
+    expect(fitter.single(1000)).toBeUndefined();
+  });
+
+  test("expects of a tied table what it costs as embedding and as head together", async () => {
+    const fine = format(8, 32);
+    for (const coarse of [format(3, 32), format(4, 32)]) {
+      expectClose(await driftOf(single(fine, coarse)), fitter.expectedKl(single(fine, coarse)));
     }
   });
 
