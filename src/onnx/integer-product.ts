@@ -8,7 +8,7 @@
  * One scale per token: the stock DynamicQuantizeLinear takes one per tensor and costs ten times the drift. uint8 by int8:
  * int8 by int8 has no fast kernel in WASM.
  */
-import type { Graph, Value } from "./graph.ts";
+import type { Dim, Graph, Value } from "./graph.ts";
 import * as ops from "./ops.ts";
 import type { AttributeProto, ModelProto, NodeProto } from "./proto.ts";
 
@@ -54,6 +54,8 @@ export interface RoundedTokens {
   /** (batch, .., 1) the greatest magnitude of each token */
   readonly bounds: Value;
   readonly planes: Planes;
+  /** (1) int64: x's size along the axis that planes are stacked on, where it may be 0. */
+  readonly size?: Value;
 }
 
 export interface RoundingOptions {
@@ -82,7 +84,8 @@ export function roundTokens(
   if (planes === 1) return { codes: first, bounds, planes };
   const [held] = g.node("DequantizeLinear", [first, g.scalar(1 / INT8_MAX), zero], [{ type: x.type, shape: x.shape }]);
   const rest = quantize(ops.sub(g, share, held), 1 / INT8_MAX / PLANE_STEPS);
-  return { codes: ops.concat(g, [first, rest], 0), bounds, planes };
+  const size = mayBeEmpty ? ops.shapeOf(g, first, 0) : undefined;
+  return { codes: ops.concat(g, [first, rest], 0), bounds, planes, size };
 }
 
 /** A matrix or a part of one. */
@@ -99,7 +102,7 @@ export const stepOf = (scale: number): number => scale / INT8_MAX;
 /** (batch, .., rows) float32; the parts' rows one after the other. */
 export function integerProduct(
   g: Graph,
-  { codes, bounds, planes }: RoundedTokens,
+  { codes, bounds, planes, size }: RoundedTokens,
   parts: readonly IntegerPart[],
   bias?: Value,
 ): Value {
@@ -116,12 +119,21 @@ export function integerProduct(
   );
   let product = products.length > 1 ? ops.concat(g, products, -1) : products[0];
   if (planes === 2) {
-    const plane = { type: product.type, shape: bounds.shape.with(-1, product.shape.at(-1)!) };
-    const [first, rest] = g.node("Split", [product], [plane, plane], { attributes: { axis: 0, num_outputs: 2 } });
+    const [first, rest] = halves(g, product, bounds.shape.with(-1, product.shape.at(-1)!), size);
     product = ops.add(g, first, ops.mul(g, rest, g.scalar(1 / PLANE_STEPS)));
   }
   const scaled = ops.mul(g, product, bounds);
   return bias ? ops.add(g, scaled, bias) : scaled;
+}
+
+/** Both planes of a product. ONNX Runtime 1.30 does not split nothing into two, but slices it. */
+function halves(g: Graph, product: Value, shape: readonly Dim[], size: Value | undefined): readonly Value[] {
+  if (size) {
+    const end = ops.add(g, size, size);
+    return [ops.slice(g, product, g.ints([0]), size, 0, shape[0]), ops.slice(g, product, size, end, 0, shape[0])];
+  }
+  const plane = { type: product.type, shape };
+  return g.node("Split", [product], [plane, plane], { attributes: { axis: 0, num_outputs: 2 } });
 }
 
 function zeroOf(g: Graph): Value {

@@ -79,9 +79,35 @@ function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
 /** A token up to 50 in steps of 50 / 127 / 254, half a step at most in each of 40 products with weights up to 1.27. */
 const TOLERANCE = 5e-3;
 
+/** What an expert computes of the tokens that were routed to it, here `tokens` of them. */
+async function expertOf(planes: Planes, tokens: number): Promise<ort.Tensor> {
+  const { x, weight, rowScales } = example();
+  const g = new Graph("expert");
+  const input = g.input("x", "float32", ["tokens", COLS]);
+  const parts = [
+    {
+      weight: g.initializer("w", "int8", [COLS, ROWS], weight),
+      steps: g.initializer("steps", "float32", [ROWS], rowScales.map(stepOf)),
+    },
+  ];
+  g.output(integerProduct(g, roundTokens(g, input, { planes, mayBeEmpty: true }), parts), "y");
+  const session = await ort.InferenceSession.create(await toBytes(g), { logSeverityLevel: 3 });
+  const { y } = await session.run({ x: new ort.Tensor("float32", x.slice(0, tokens * COLS), [tokens, COLS]) });
+  await session.release();
+  return y;
+}
+
 describe("a product with rounded inputs", () => {
   test("rounds each token by its own largest value", async () => {
     expect(largestDifference(await run(1), expected(127))).toBeLessThan(TOLERANCE);
+  });
+
+  test.each([1, 2] as const)("of no tokens is nothing, in %i planes", async (planes) => {
+    expect((await expertOf(planes, 0)).dims).toEqual([0, ROWS]);
+    const bias = example().bias;
+    const some = (await expertOf(planes, TOKENS)).data as Float32Array;
+    const whole = (await run(planes)).map((value, i) => value - bias[i % ROWS]);
+    expect(largestDifference(some, whole)).toBeLessThan(1e-5);
   });
 
   test("in two planes is 254 times finer", async () => {
