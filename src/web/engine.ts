@@ -12,6 +12,7 @@ import { resolveSampling } from "../runtime/sampling.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
 import type { BuildChoice } from "./device.ts";
+import { sharesCaches } from "./gpu-cache.ts";
 import type { BlobFolder } from "./opfs.ts";
 import type { OrtModule } from "./ort.ts";
 import { gpuOutputs, WebSession } from "./session.ts";
@@ -27,6 +28,8 @@ export interface WebEngineOptions {
   readonly context: number | undefined;
   /** At most so many where nobody asked. */
   readonly defaultContext: number;
+  /** On WebGPU: caches as new buffers of every run instead of ones that are written in place. */
+  readonly growing?: boolean;
 }
 
 type Json = Readonly<Record<string, unknown>>;
@@ -69,7 +72,7 @@ export async function openWebEngine(
   const config = await readJson(folder, "config.json");
   const generationConfig = await readJson(folder, "generation_config.json");
   const manifest = (await readJson(folder, MANIFEST)) as Partial<Manifest>;
-  const opened = await openSession(ort, made.folder, made.graph, choice);
+  const opened = await openSession(ort, made.folder, made.graph, choice, options);
   const largest = manifest.contextLength ?? numberOf(config.max_position_embeddings ?? config.n_positions) ?? 2048;
   const contextLength = contextOf(id, options, largest);
   // the table of families is a part of the page that only these models load
@@ -77,7 +80,8 @@ export async function openWebEngine(
   const { recomputeAbove } = switches
     ? (await import("../arch/capabilities.ts")).capabilitiesOf(config, contextLength)
     : {};
-  const session = new WebSession(ort, opened.session, recomputeAbove);
+  const gpu = opened.device && { device: opened.device, maxRows: contextLength, inPlace: opened.inPlace };
+  const session = new WebSession(ort, opened.session, recomputeAbove, gpu);
   const info: EngineInfo = {
     id,
     modelType: String(config.model_type ?? ""),
@@ -130,7 +134,8 @@ async function openSession(
   folder: ModelFolder,
   graph: string,
   { device }: BuildChoice,
-): Promise<{ session: InferenceSession; weightBytes: number }> {
+  { growing = false }: { growing?: boolean } = {},
+): Promise<{ session: InferenceSession; weightBytes: number; device?: GPUDevice; inPlace: boolean }> {
   const bytes = await readAll(await folder.open(graph));
   const model = decodeModel(bytes);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
@@ -148,7 +153,11 @@ async function openSession(
     ...(device === "webgpu" && { preferredOutputLocation: gpuOutputs(outputs) }),
   };
   try {
-    return { session: await ort.InferenceSession.create(unpacked?.bytes ?? bytes, options), weightBytes };
+    const session = await ort.InferenceSession.create(unpacked?.bytes ?? bytes, options);
+    if (device !== "webgpu") return { session, weightBytes, inPlace: false };
+    const gpu = (await ort.env.webgpu.device) as GPUDevice;
+    void gpu.lost.then(({ message }) => endWorker(folder.name, message));
+    return { session, weightBytes, device: gpu, inPlace: !growing && sharesCaches(model) };
   } catch (cause) {
     throw runtimeError(`${folder.name}/${graph} could not be opened`, cause);
   }
@@ -171,6 +180,13 @@ function runtimeError(what: string, cause: unknown): NibbleError {
     );
   }
   return new NibbleError("engine", `${what}: ${message}`, { cause });
+}
+
+/** A run on a lost device may never end, so the page is told by the worker's own error, and starts another. */
+function endWorker(what: string, message: string): void {
+  setTimeout(() => {
+    throw runtimeError(what, new Error(`device lost: ${message}`));
+  });
 }
 
 function embedGraph(graph: string): string {

@@ -103,8 +103,8 @@ async function open(
   const ort = await loadOrt(choice, request.ortUrl);
   signal.throwIfAborted();
   emit({ stage: "session" });
-  const { context } = request;
-  const options = { id: stored.id, graph, choice, context, defaultContext: DEFAULT_CONTEXT };
+  const { context, growingCache: growing } = request;
+  const options = { id: stored.id, graph, choice, context, defaultContext: DEFAULT_CONTEXT, growing };
   const engine = await openWebEngine(ort, folder, options, place);
   tokenizerFilesOf.set(engine, await tokenizerFiles(folder));
   const loadMs = performance.now() - started;

@@ -34,6 +34,8 @@ export interface CreateEngineOptions {
   readonly graph?: string;
   /** Run a 4-bit graph on WASM as it is stored, not as its integer twin: several times slower, float32 activations. */
   readonly asStored?: boolean;
+  /** On WebGPU: new cache buffers from every run instead of ones that are written in place; slower, for comparing. */
+  readonly growingCache?: boolean;
   readonly onProgress?: (event: LoadEvent) => void;
   /** Stops the download; what has arrived stays, and the next call goes on from there. */
   readonly signal?: AbortSignal;
@@ -64,11 +66,12 @@ export async function createEngine(
   options: CreateEngineOptions = {},
 ): Promise<WebEngine> {
   const worker = workerOf(options);
-  const { device = "auto", context, threads, graph, asStored, onProgress, signal } = options;
+  const { device = "auto", context, threads, graph, asStored, growingCache, onProgress, signal } = options;
   const source = typeof model === "string" ? parseSource(model) : model;
   const ortUrl = new URL(options.ortUrl ?? "ort/", document.baseURI).href;
   try {
-    await worker.load({ source, device, context, threads, graph, asStored, ortUrl }, { onEvent: onProgress, signal });
+    const request = { source, device, context, threads, graph, asStored, growingCache, ortUrl };
+    await worker.load(request, { onEvent: onProgress, signal });
   } catch (error) {
     worker.terminate();
     throw error;

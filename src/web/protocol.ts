@@ -19,6 +19,8 @@ export interface LoadRequest {
   readonly threads?: number;
   /** Run a 4-bit graph on WASM as it is stored, not as its integer twin: slower, float32 activations. */
   readonly asStored?: boolean;
+  /** WebGPU: new cache buffers from every run instead of ones that are written in place; slower, for comparing. */
+  readonly growingCache?: boolean;
   /** Folder with the .mjs and .wasm files of onnxruntime-web, absolute. */
   readonly ortUrl: string;
 }

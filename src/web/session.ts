@@ -1,13 +1,14 @@
 /**
  * One sequence in onnxruntime-web: tokens in, logits out, keys and values carried from run to run.
  *
- * The runtime gives every run's caches back as new tensors. On WASM they are JavaScript arrays, so a prompt that shares
- * only its beginning with the last one keeps those rows; on WebGPU they stay GPU buffers, which can be gone on from or
- * dropped.
+ * On WASM the runtime gives every run's caches back as new JavaScript arrays; on WebGPU they are buffers of a fixed length,
+ * written in place (gpu-cache.ts), or new buffers every time where the graph does not allow that. A prompt that shares only
+ * its beginning with the last one keeps those rows, but of the last kind.
  */
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import type { Ort } from "../onnx/ort.ts";
+import { GpuCache } from "./gpu-cache.ts";
 
 /** A cache input with its output: "past_key_values.0.key" and "present.0.key". */
 interface CacheSlot {
@@ -22,6 +23,12 @@ interface CacheSlot {
 
 /** Tokens per run of a prompt: bounds the activations, and is how often a stop is looked at. */
 const PREFILL_CHUNK = 256;
+/**
+ * The same on an adapter with subgroups of fewer than 8 lanes (SwiftShader, some phones): onnxruntime-web 1.30's attention
+ * of 32 tokens and more goes through a shader that gives wrong results there from the fifth row on, without an error.
+ */
+export const SMALL_SUBGROUPS_CHUNK = 16;
+const SMALLEST_SUBGROUP = 8;
 
 const bytesPerElement: Readonly<Record<string, number>> = { float32: 4, float16: 2, int8: 1, uint8: 1 };
 
@@ -31,16 +38,25 @@ export class WebSession {
   private caches = new Map<string, Tensor>();
   /** What the caches hold. */
   private tokens: number[] = [];
+  private readonly chunk: number = PREFILL_CHUNK;
+  private readonly inPlace: GpuCache | undefined;
 
   constructor(
     private readonly ort: Ort,
     private readonly session: InferenceSession,
     /** A text that grows beyond so many tokens is computed again from its start, in one piece (longrope). */
     private readonly recomputeAbove = Number.POSITIVE_INFINITY,
+    /** Runs on this device; caches in buffers that are written in place, at most so many rows long. */
+    gpu?: { readonly device: GPUDevice; readonly maxRows: number; readonly inPlace: boolean },
   ) {
     this.inputs = new Set(session.inputNames);
     this.slots = session.inputMetadata.flatMap((input) => (input.isTensor ? slotOf(input) : []));
     const outputs = new Set(session.outputNames);
+    if (gpu && hasSmallSubgroups(gpu.device)) this.chunk = SMALL_SUBGROUPS_CHUNK;
+    if (gpu?.inPlace) {
+      const slots = this.slots.map(({ past, type, empty }) => ({ past, type, heads: empty[1], headDim: empty[3] }));
+      this.inPlace = new GpuCache(gpu.device, ort.Tensor as never, slots, gpu.maxRows);
+    }
     for (const { past, present } of this.slots) {
       if (!outputs.has(present) && outputs.has("logits")) {
         throw new NibbleError(
@@ -59,8 +75,9 @@ export class WebSession {
     }, 0);
   }
 
+  /** What the caches take now. */
   get kvBytes(): number {
-    return this.kvBytesPerToken * this.tokens.length;
+    return this.inPlace?.sizeBytes ?? this.kvBytesPerToken * this.tokens.length;
   }
 
   /** The number format of the cache: "fp32", "fp16", "int8". */
@@ -76,6 +93,10 @@ export class WebSession {
     const most = Math.min(this.tokens.length, prompt.length - 1);
     while (shared < most && this.tokens[shared] === prompt[shared]) shared++;
     if (shared === this.tokens.length) return shared;
+    if (this.inPlace && shared > 0) {
+      this.tokens.length = shared; // later rows are written over
+      return shared;
+    }
     const canCut = this.slots.every(
       ({ past, lengthAxis }) => lengthAxis >= 0 && this.caches.get(past)?.location === "cpu",
     );
@@ -113,23 +134,33 @@ export class WebSession {
       this.clear();
       return this.run(whole);
     }
-    for (let start = 0; ; start += PREFILL_CHUNK) {
+    for (let start = 0; ; start += this.chunk) {
       signal?.throwIfAborted();
-      const chunk = tokens.slice(start, start + PREFILL_CHUNK);
-      const logits = await this.run(chunk);
-      if (start + PREFILL_CHUNK >= tokens.length) return logits;
+      const logits = await this.run(tokens.slice(start, start + this.chunk));
+      if (start + this.chunk >= tokens.length) return logits;
     }
   }
 
   private async run(tokens: readonly number[]): Promise<Float32Array> {
-    const results = await this.session.run(this.feeds(tokens));
-    const old = this.caches;
-    this.caches = new Map(this.slots.map(({ past, present }) => [past, results[present] as Tensor]));
-    for (const tensor of old.values()) tensor.dispose();
+    this.inPlace?.reserve(this.tokens.length + tokens.length, this.tokens.length);
+    const results = await this.session.run(this.feeds(tokens), this.fetches());
+    if (!this.inPlace) {
+      const old = this.caches;
+      this.caches = new Map(this.slots.map(({ past, present }) => [past, results[present] as Tensor]));
+      for (const tensor of old.values()) tensor.dispose();
+    }
     this.tokens.push(...tokens);
     const logits = results.logits as Tensor;
     const vocab = logits.dims.at(-1)!;
     return (logits.data as Float32Array).slice(-vocab);
+  }
+
+  /** Where outputs go: into the buffers that they came from, or wherever the runtime likes. */
+  private fetches(): Record<string, Tensor | null> {
+    const { inPlace } = this;
+    const names = this.session.outputNames.map((name) => [name, null] as const);
+    const written = inPlace ? this.slots.map(({ past, present }) => [present, inPlace.tensor(past)] as const) : [];
+    return Object.fromEntries([...names, ...written]);
   }
 
   /** Of a graph that gives them: (1, tokens, hidden), after the final norm. Leaves the caches alone. */
@@ -152,7 +183,9 @@ export class WebSession {
       feeds.position_ids = new T("int64", positions, [1, tokens.length]);
     }
     if (this.inputs.has("num_logits_to_keep")) feeds.num_logits_to_keep = new T("int64", BigInt64Array.of(1n), []);
-    for (const { past, type, empty } of this.slots) feeds[past] = this.caches.get(past) ?? emptyTensor(T, type, empty);
+    for (const { past, type, empty } of this.slots) {
+      feeds[past] = this.inPlace?.tensor(past) ?? this.caches.get(past) ?? emptyTensor(T, type, empty);
+    }
     return feeds;
   }
 
@@ -160,6 +193,7 @@ export class WebSession {
   clear(): void {
     for (const tensor of this.caches.values()) tensor.dispose();
     this.caches.clear();
+    this.inPlace?.dispose();
     this.tokens = [];
   }
 
@@ -197,6 +231,11 @@ function slotOf({ name, type, shape }: InferenceSession.TensorValueMetadata): Ca
   });
   const present = name.replace(/^past_key_values\./, "present.").replace(/^past_/, "present_");
   return [{ past: name, present, type, empty, lengthAxis }];
+}
+
+/** A browser that does not tell their size is taken to have small ones; the shader is not used without subgroups. */
+function hasSmallSubgroups({ features, adapterInfo }: GPUDevice): boolean {
+  return features.has("subgroups") && (adapterInfo?.subgroupMinSize ?? 0) < SMALLEST_SUBGROUP;
 }
 
 /** Outputs that stay on the GPU. */

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { maxDifference } from "../arch/golden-model.ts";
 import { repoPath } from "../helpers.ts";
 import { type Built, buildHarness, buildPage } from "./build.ts";
 import { LIMIT_MS, noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
@@ -18,6 +19,8 @@ const BOS = 1;
 /** SwiftShader takes about 120 ms a token. */
 const WEBGPU_TOKENS = 32;
 const WEBGPU_LIMIT_MS = 150_000;
+/** Issue "6 of 6": of float files between providers. */
+const LOGIT_TOLERANCE = 1e-3;
 
 interface Said {
   readonly ids: number[];
@@ -26,28 +29,39 @@ interface Said {
   readonly threads: number;
   readonly reason: string;
   readonly cachedTokens: number;
+  /** Of each token. */
+  readonly logprobs: number[];
 }
 
 /** Greedy tokens after a prompt of ids, from a fresh engine. */
-function greedy(page: Page, device: "auto" | "wasm" | "webgpu", prompt: number[], maxTokens: number): Promise<Said> {
+function greedy(
+  page: Page,
+  device: "auto" | "wasm" | "webgpu",
+  prompt: number[],
+  maxTokens: number,
+  growingCache = false,
+): Promise<Said> {
   return page.evaluate(
-    async ([wish, start, count]) => {
+    async ([wish, start, count, growing]) => {
       const { startWorker } = nibble;
-      const engine = await nibble.createEngine("/model/", { startWorker, device: wish, ortUrl: "/ort/" });
+      const options = { startWorker, device: wish, growingCache: growing, ortUrl: "/ort/" };
+      const engine = await nibble.createEngine("/model/", options);
       const ids: number[] = [];
       let text = "";
       let cachedTokens = -1;
-      const options = { temperature: 0, maxTokens: count, ignoreEos: true };
-      for await (const piece of engine.generate({ kind: "ids", ids: start }, options)) {
+      const logprobs: number[] = [];
+      const asked = { temperature: 0, maxTokens: count, ignoreEos: true, topLogprobs: 0 };
+      for await (const piece of engine.generate({ kind: "ids", ids: start }, asked)) {
         ids.push(...piece.tokens);
+        for (const { logprob } of piece.logprobs ?? []) logprobs.push(logprob);
         text += piece.text;
         cachedTokens = piece.usage?.cachedTokens ?? cachedTokens;
       }
       const { build, threads, reason } = engine.model.choice;
       engine.dispose();
-      return { ids, text, build, threads, reason, cachedTokens };
+      return { ids, text, build, threads, reason, cachedTokens, logprobs };
     },
-    [device, prompt, maxTokens] as const,
+    [device, prompt, maxTokens, growingCache] as const,
   );
 }
 
@@ -104,14 +118,27 @@ describe.skipIf(noChromium())("the engine in Chromium", { timeout: LIMIT_MS + 30
     }));
 
   test(
-    "on WebGPU says the same tokens, caches kept in GPU buffers",
+    "on WebGPU says the same tokens, from caches written in place and from growing ones",
     () =>
       inBrowser(
         "plain",
         async (tab) => {
+          const { tokens } = golden.greedy_from_bos;
           const said = await greedy(tab, "webgpu", [BOS], WEBGPU_TOKENS);
           expect(said.build).toMatch(/^webgpu-/);
-          expect(said.ids).toEqual(golden.greedy_from_bos.tokens.slice(0, WEBGPU_TOKENS));
+          expect(said.ids).toEqual(tokens.slice(0, WEBGPU_TOKENS));
+          // onnxruntime-web 1.30.0: growing caches give the same. A prompt of 40 is cut into chunks on this adapter: whole
+          // it gives wrong logits, as drift.test.ts shows.
+          const forty = [BOS, ...tokens.slice(0, 40)];
+          const wasm = await greedy(tab, "wasm", forty, 6);
+          for (const growing of [false, true]) {
+            const { ids, logprobs } = await greedy(tab, "webgpu", forty, 6, growing);
+            expect(ids).toEqual(tokens.slice(40, 46));
+            expect(maxDifference(logprobs, wasm.logprobs)).toBeLessThan(LOGIT_TOLERANCE);
+          }
+          // the buffers start with 256 rows: these steps move them to longer ones
+          const long = tokens.slice(0, 250);
+          expect((await greedy(tab, "webgpu", [BOS, ...long], 6)).ids).toEqual(tokens.slice(250, 256));
         },
         { flags: WEBGPU, timeoutMs: WEBGPU_LIMIT_MS },
       ),
@@ -122,7 +149,7 @@ describe.skipIf(noChromium())("the engine in Chromium", { timeout: LIMIT_MS + 30
     inBrowser("plain", async (tab) => {
       const report = await tab.evaluate(() => nibble.probe({ startWorker: nibble.startWorker }));
       expect(report.gpu).toBeUndefined();
-      expect(report.noGpuReason).toMatch(/no adapter|no WebGPU/);
+      expect(report.noGpuReason).toMatch(/no WebGPU/);
       const said = await greedy(tab, "auto", [BOS], 8);
       expect(said.build).toBe("wasm");
       expect(said.reason).toContain(report.noGpuReason);
@@ -135,31 +162,42 @@ describe.skipIf(noChromium())("the engine in Chromium", { timeout: LIMIT_MS + 30
       expect(error).toMatchObject({ code: "unsupported" });
     }));
 
-  test("keeps the shared beginning of two prompts and says what a fresh engine says", () =>
-    inBrowser("plain", async (tab) => {
-      const [again, fresh] = await tab.evaluate(async () => {
-        const options = { startWorker: nibble.startWorker, device: "wasm", ortUrl: "/ort/" } as const;
-        const ask = async (engine: Awaited<ReturnType<typeof nibble.createEngine>>, ids: number[]) => {
-          const out: number[] = [];
-          let cached = 0;
-          for await (const piece of engine.generate({ kind: "ids", ids }, { temperature: 0, maxTokens: 16 })) {
-            out.push(...piece.tokens);
-            cached = piece.usage?.cachedTokens ?? cached;
-          }
-          return { out, cached };
-        };
-        const shared = [1, 403, 407, 261, 378];
-        const kept = await nibble.createEngine("/model/", options);
-        await ask(kept, [...shared, 432, 383]);
-        const second = await ask(kept, [...shared, 286, 261]);
-        kept.dispose();
-        const other = await nibble.createEngine({ kind: "stored", id: "model" }, options);
-        return [second, await ask(other, [...shared, 286, 261])];
-      });
-      expect(again.cached).toBe(5);
-      expect(fresh.cached).toBe(0);
-      expect(again.out).toEqual(fresh.out);
-    }));
+  test.each([
+    ["wasm", []],
+    ["webgpu", WEBGPU],
+  ] as const)(
+    "on %s keeps the shared beginning of two prompts and says what a fresh engine says",
+    (device, flags) =>
+      inBrowser(
+        "plain",
+        async (tab) => {
+          const [again, fresh] = await tab.evaluate(async (device) => {
+            const options = { startWorker: nibble.startWorker, device, ortUrl: "/ort/" } as const;
+            const ask = async (engine: Awaited<ReturnType<typeof nibble.createEngine>>, ids: number[]) => {
+              const out: number[] = [];
+              let cached = 0;
+              for await (const piece of engine.generate({ kind: "ids", ids }, { temperature: 0, maxTokens: 16 })) {
+                out.push(...piece.tokens);
+                cached = piece.usage?.cachedTokens ?? cached;
+              }
+              return { out, cached };
+            };
+            const shared = [1, 403, 407, 261, 378];
+            const kept = await nibble.createEngine("/model/", options);
+            await ask(kept, [...shared, 432, 383]);
+            const second = await ask(kept, [...shared, 286, 261]);
+            kept.dispose();
+            const other = await nibble.createEngine({ kind: "stored", id: "model" }, options);
+            return [second, await ask(other, [...shared, 286, 261])];
+          }, device);
+          expect(again.cached).toBe(5);
+          expect(fresh.cached).toBe(0);
+          expect(again.out).toEqual(fresh.out);
+        },
+        { flags, timeoutMs: WEBGPU_LIMIT_MS },
+      ),
+    WEBGPU_LIMIT_MS + 30_000,
+  );
 
   test("answers in OpenAI's shape, whole and streamed, from a folder of files", () =>
     inBrowser("plain", async (tab) => {
