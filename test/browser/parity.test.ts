@@ -16,12 +16,11 @@ import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights, type Weights } from "../../src/arch/weights.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { decoderGraph } from "../../src/export/graphs.ts";
-import { toIntegerGraph } from "../../src/export/integer-graph.ts";
 import { fullKv } from "../../src/kv/full.ts";
 import { withInt8Cache } from "../../src/kv/int8.ts";
 import { nodeFolder } from "../../src/node/files.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
-import { decodeModel, encodeModel, type ModelProto, type TensorProto } from "../../src/onnx/proto.ts";
+import { decodeModel, encodeModel, type ModelProto } from "../../src/onnx/proto.ts";
 import { openModel, readGolden, withConfig } from "../arch/golden-model.ts";
 import { isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
@@ -29,6 +28,7 @@ import { type Host, startHost } from "./host.ts";
 import { collectCases, type OperatorCase, runCase } from "./parity/cases.ts";
 import { type CaseJson, type CaseOutcome, drive } from "./parity/drive.ts";
 import { NOT_EXPORTED, PARITY } from "./parity/operators.ts";
+import { integerTwin } from "./parity/twin.ts";
 
 /** A prompt of seven tokens and a step. */
 const TOKENS = 8;
@@ -81,23 +81,6 @@ async function* graphsOf(model: Model, products: ReturnType<typeof ortProducts>)
     yield encodeModel(await integerTwin(proto));
     if (model.config.modelType === "llama") yield encodeModel(int8Cache(proto));
   }
-}
-
-/** As the page makes it for WASM, with its weights inside. */
-async function integerTwin(model: ModelProto): Promise<ModelProto> {
-  const parts: Uint8Array[] = [];
-  const sink = { write: async (bytes: Uint8Array) => void parts.push(bytes.slice()), close: async () => undefined };
-  const read = async ({ rawData }: TensorProto) => rawData!;
-  const twin = await toIntegerGraph(model, { read, sink, location: "data" });
-  const data = Buffer.concat(parts);
-  const inline = (tensor: TensorProto): TensorProto => {
-    const field = (key: string) => tensor.externalData?.find((entry) => entry.key === key)?.value;
-    if (tensor.dataLocation !== 1) return tensor;
-    const start = Number(field("offset"));
-    const { name, dataType, dims } = tensor;
-    return { name, dataType, dims, rawData: new Uint8Array(data.subarray(start, start + Number(field("length")))) };
-  };
-  return { ...twin, graph: { ...twin.graph, initializer: twin.graph.initializer.map(inline) } };
 }
 
 function int8Cache(model: ModelProto): ModelProto {

@@ -1,0 +1,20 @@
+/** The integer twin of a graph, in memory. */
+import { toIntegerGraph } from "../../../src/export/integer-graph.ts";
+import type { ModelProto, TensorProto } from "../../../src/onnx/proto.ts";
+
+/** As the page makes it for WASM, with its weights inside. */
+export async function integerTwin(model: ModelProto): Promise<ModelProto> {
+  const parts: Uint8Array[] = [];
+  const sink = { write: async (bytes: Uint8Array) => void parts.push(bytes.slice()), close: async () => undefined };
+  const read = async ({ rawData }: TensorProto) => rawData!;
+  const twin = await toIntegerGraph(model, { read, sink, location: "data" });
+  const data = Buffer.concat(parts);
+  const inline = (tensor: TensorProto): TensorProto => {
+    const field = (key: string) => tensor.externalData?.find((entry) => entry.key === key)?.value;
+    if (tensor.dataLocation !== 1) return tensor;
+    const start = Number(field("offset"));
+    const { name, dataType, dims } = tensor;
+    return { name, dataType, dims, rawData: new Uint8Array(data.subarray(start, start + Number(field("length")))) };
+  };
+  return { ...twin, graph: { ...twin.graph, initializer: twin.graph.initializer.map(inline) } };
+}
