@@ -28,6 +28,8 @@ export const model = new Signal<LoadedModel | undefined>(undefined);
 export const loading = new Signal<Loading | undefined>(undefined);
 export const problem = new Signal<Problem | undefined>(undefined);
 export const stored = new Signal<readonly StoredModel[]>([]);
+/** An answer is being made: the worker may be silent for long. */
+export const busy = new Signal(false);
 export const server = new Signal<ServerInfo | undefined>(undefined);
 
 /** The model that ships with the page. */
@@ -126,6 +128,16 @@ export function report(error: unknown): string {
 }
 
 model.watch(() => void engineChanged());
+
+/** After so long out of sight the browser may have ended the worker or taken its GPU. */
+const SLEEP_MS = 30_000;
+const SIGN_OF_LIFE_MS = 10_000;
+let hiddenAt = 0;
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) hiddenAt = Date.now();
+  else if (Date.now() - hiddenAt > SLEEP_MS && !busy.value) void engine.check(SIGN_OF_LIFE_MS);
+});
 
 /** What a visit starts with: the device, the models there are, the last one opened again. */
 export async function start(): Promise<void> {

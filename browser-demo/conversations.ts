@@ -61,6 +61,26 @@ export async function deleteConversation(id: string): Promise<void> {
   await finished((await store("readwrite")).delete(id));
 }
 
+const OPEN = "nibble-conversation";
+
+/** Which conversation this tab shows: kept with the tab, so one that is restored after sleep shows it again. */
+export const openInTab = {
+  get(): string | undefined {
+    try {
+      return sessionStorage.getItem(OPEN) ?? undefined;
+    } catch {
+      return undefined; // storage is off
+    }
+  },
+  set(id: string): void {
+    try {
+      sessionStorage.setItem(OPEN, id);
+    } catch {
+      // storage is off: a restored tab shows a new conversation
+    }
+  },
+};
+
 export function newConversation(): Conversation {
   const now = Date.now();
   return { id: crypto.randomUUID(), title: "New chat", createdAt: now, updatedAt: now, messages: [] };

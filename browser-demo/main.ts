@@ -7,7 +7,7 @@ import { device, engine, model, server, start } from "./app.ts";
 import { newConversation } from "./conversations.ts";
 import { registerServiceWorker } from "./service-worker-link.ts";
 import { change, settings } from "./settings.ts";
-import { chatView, conversations, current, refreshConversations, removeConversation } from "./ui/chat.ts";
+import { chatView, conversations, current, removeConversation, restoreConversation } from "./ui/chat.ts";
 import { compareView } from "./ui/compare.ts";
 import { el, type IconName, icon, iconButton } from "./ui/dom.ts";
 import { loadBar, modelsView } from "./ui/models.ts";
@@ -174,5 +174,5 @@ registerServiceWorker(() => {
   void engine.rpc.call("connect", port1, { transfer: [port1] });
   return port2;
 });
-void refreshConversations();
+void restoreConversation();
 void start();

@@ -1,12 +1,13 @@
 /** The chat: a thread, a composer, and what the last answer cost. */
 import { answer, answeredBy } from "../answer.ts";
-import { loading, model, report, server } from "../app.ts";
+import { busy, loading, model, report, server } from "../app.ts";
 import {
   type Conversation,
   deleteConversation,
   listConversations,
   type Message,
   newConversation,
+  openInTab,
   saveConversation,
 } from "../conversations.ts";
 import { settings } from "../settings.ts";
@@ -17,6 +18,7 @@ import { modelOffers } from "./models.ts";
 
 export const conversations = new Signal<readonly Conversation[]>([]);
 export const current = new Signal<Conversation>(newConversation());
+const shownBefore = openInTab.get();
 
 const TITLE_LENGTH = 48;
 /** Within this of the end, new text keeps the end in sight. */
@@ -29,6 +31,13 @@ const suggestions = {
 
 export async function refreshConversations(): Promise<void> {
   conversations.value = await listConversations().catch(() => []);
+}
+
+/** A reloaded tab, or one that the browser had put away, shows the conversation that it showed. */
+export async function restoreConversation(): Promise<void> {
+  await refreshConversations();
+  const found = conversations.value.find(({ id }) => id === shownBefore);
+  if (found && current.value.messages.length === 0) current.value = found;
 }
 
 export async function removeConversation(id: string): Promise<void> {
@@ -145,6 +154,7 @@ export function chatView(): HTMLElement {
     conversation.messages.push(message);
     const view = add(message);
     control = new AbortController();
+    busy.value = true;
     refresh();
     view.update(true);
     toEnd();
@@ -164,6 +174,7 @@ export function chatView(): HTMLElement {
       if (!control.signal.aborted) message.error = report(error);
     }
     control = undefined;
+    busy.value = false;
     view.update();
     refresh();
     await save();
@@ -212,7 +223,8 @@ export function chatView(): HTMLElement {
     }
   });
 
-  current.watch(() => {
+  current.watch(({ id }) => {
+    openInTab.set(id);
     control?.abort();
     draw();
   });

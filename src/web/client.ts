@@ -23,17 +23,34 @@ export class EngineWorker<M extends WorkerMethods & Methods<M> = WorkerMethods> 
     if (this.client) return this.client;
     const worker = this.start();
     const client = new Client<M>(worker);
-    const die = (what: string) => {
-      if (this.worker !== worker) return;
-      const error = new NibbleError("engine", `The engine's worker stopped: ${what}. Load the model again to go on.`);
-      this.terminate(error);
-      this.onDeath(error);
-    };
-    worker.addEventListener("error", (event) => die(event.message || "it could not be started"));
+    const die = (what: string) => this.worker === worker && this.die(what);
+    const reason = ({ message }: ErrorEvent) => message?.replace(/^Uncaught (\w*Error: )?/, "").replace(/\.$/, "");
+    worker.addEventListener("error", (event) => die(reason(event) || "it could not be started"));
     worker.addEventListener("messageerror", () => die("a message could not be read"));
     this.worker = worker;
     this.client = client;
     return client;
+  }
+
+  private die(what: string): void {
+    const error = new NibbleError("engine", `The engine's worker stopped: ${what}. Load the model again to go on.`);
+    this.terminate(error);
+    this.onDeath(error);
+  }
+
+  /**
+   * Asks an idle worker for a sign of life; one that the browser ended in a tab that slept says nothing, not even an
+   * error.
+   */
+  async check(timeoutMs: number): Promise<void> {
+    const { worker } = this;
+    if (!worker || !this.model) return;
+    const silence = new Promise<"silent">((resolve) => setTimeout(() => resolve("silent"), timeoutMs));
+    const sign = (this.rpc as Client<WorkerMethods>).call("stats", undefined).then(
+      () => "alive",
+      () => "alive",
+    );
+    if ((await Promise.race([sign, silence])) === "silent" && this.worker === worker) this.die("it does not answer");
   }
 
   async load(

@@ -52,9 +52,9 @@ const MAX_THREADS = 4;
 const GIB = 2 ** 30;
 
 async function probeGpu(): Promise<{ gpu?: GpuReport; reason?: string }> {
-  if (!globalThis.navigator?.gpu) return { reason: "this browser has no WebGPU" };
+  if (!globalThis.navigator?.gpu) return { reason: "the browser knows no WebGPU" };
   const adapter = await navigator.gpu.requestAdapter().catch(() => null);
-  if (!adapter) return { reason: "WebGPU is there but offers no adapter" };
+  if (!adapter) return { reason: "the browser offers no WebGPU adapter" };
   const { vendor, architecture, isFallbackAdapter } = adapter.info;
   return {
     gpu: {

@@ -21,7 +21,7 @@ import type { Ort } from "../../src/onnx/ort.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
 import { type Built, buildPage } from "./build.ts";
-import { LIMIT_MS, noChromium, openPage, withBrowser } from "./chromium.ts";
+import { LIMIT_MS, noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
 import { type Host, startHost } from "./host.ts";
 
 const ort = onnxruntime as unknown as Ort;
@@ -131,7 +131,7 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
 
   const inPage = (
     run: (page: Page, context: BrowserContext, errors: string[]) => Promise<void>,
-    options: { path?: string; width?: number; height?: number } = {},
+    options: { path?: string; width?: number; height?: number; flags?: readonly string[] } = {},
   ) =>
     withBrowser(async (context) => {
       host.intercept = undefined;
@@ -259,6 +259,108 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
       errors.length = 0;
     }));
 
+  test("comes back with one click when the GPU is lost, the conversation kept", () =>
+    inPage(
+      async (page, _context, errors) => {
+        await page.evaluate(() => {
+          const chosen = { device: "webgpu", temperature: 0, repetitionPenalty: 1, maxTokens: 16 };
+          localStorage.setItem("nibble-settings", JSON.stringify(chosen));
+        });
+        await page.reload();
+        await page.getByRole("button", { name: "Open stories260K" }).first().waitFor();
+        await expect.poll(() => page.workers().length).toBe(1);
+        await page.workers()[0].evaluate(() => {
+          const request = GPUAdapter.prototype.requestDevice;
+          GPUAdapter.prototype.requestDevice = async function (this: GPUAdapter, descriptor) {
+            const device = await request.call(this, descriptor);
+            Object.assign(globalThis, { lose: () => device.destroy() });
+            return device;
+          };
+        });
+        await openModel(page);
+        await ask(page, "Once upon a time");
+        await finished(page);
+        expect(await page.locator(".stats").textContent()).toMatch(/webgpu/);
+        await page.workers()[0].evaluate(() => (globalThis as unknown as { lose(): void }).lose());
+        await page.getByRole("alert").getByText("the browser lost the GPU").waitFor();
+        await page.getByRole("button", { name: "Load the model again" }).click();
+        await page.waitForSelector(".pill.on");
+        expect(await answers(page).count()).toBe(1);
+        await ask(page, " The end.");
+        await expect.poll(() => page.locator(".stats").count(), { timeout: 40_000 }).toBe(2);
+        errors.length = 0; // the worker's own
+      },
+      { flags: WEBGPU },
+    ));
+
+  test("a restored tab shows the conversation that it showed, its model open", () =>
+    inPage(async (page) => {
+      await setSampling(page);
+      await openModel(page);
+      await ask(page, "Once upon a time");
+      await finished(page);
+      const said = await answers(page).locator(".body").textContent();
+      await page.reload();
+      await page.waitForSelector(".pill.on");
+      expect(await answers(page).locator(".body").textContent()).toBe(said);
+      // of no use to the next one: that is another tab
+      expect(await page.evaluate(() => sessionStorage.getItem("nibble-conversation"))).toMatch(/^[\da-f-]{36}$/);
+    }));
+
+  test("refuses a model that cannot fit with both numbers, before its weights are asked for", () =>
+    inPage(async (page) => {
+      host.intercept = (path, _request, response, file) => {
+        if (!path.endsWith("stories260k/nibble.json")) return false;
+        const manifest = JSON.parse(readFileSync(file, "utf8"));
+        manifest.files["onnx/model_q4.onnx_data"].sizeBytes = 3e9;
+        response.setHeader("Content-Type", "application/json");
+        response.end(JSON.stringify(manifest));
+        return true;
+      };
+      host.log.length = 0;
+      await page.getByRole("button", { name: "Open stories260K" }).first().click();
+      const alert = page.getByRole("alert");
+      await alert.getByText(/needs [\d,]+ bytes of .*; there are [\d,]+/).waitFor();
+      expect(host.log.filter((line) => line.includes("onnx_data"))).toEqual([]);
+      host.intercept = undefined;
+      await page.getByRole("button", { name: "Try again" }).click();
+      await page.waitForSelector(".pill.on");
+    }));
+
+  test("is used with the keyboard alone", () =>
+    inPage(async (page) => {
+      /** Tabs until something with this name has the focus. */
+      const tabTo = async (name: RegExp) => {
+        for (let i = 0; i < 40; i++) {
+          await page.keyboard.press("Tab");
+          const label = await page.evaluate(() => {
+            const { activeElement: at } = document;
+            return at?.getAttribute("aria-label") ?? at?.getAttribute("title") ?? at?.textContent ?? "";
+          });
+          if (name.test(label)) return;
+        }
+        throw new Error(`no way to ${name} by Tab`);
+      };
+      await tabTo(/^Open stories260K/);
+      await page.keyboard.press("Enter");
+      await page.waitForSelector(".pill.on");
+      await page.keyboard.press("/");
+      await page.keyboard.type("Once upon a time");
+      await page.keyboard.press("Enter");
+      await page.waitForSelector(".message[data-role=assistant]");
+      await page.keyboard.press("Escape"); // stops
+      await page.waitForSelector(".message[data-role=assistant] .foot:not([hidden])");
+      await tabTo(/^Regenerate$/);
+      expect(await page.evaluate(() => getComputedStyle(document.activeElement!).outlineStyle)).not.toBe("none");
+      await page.keyboard.press("Enter");
+      await page.keyboard.press("Escape");
+      await tabTo(/^Settings$/);
+      await page.keyboard.press("Enter");
+      await page.getByRole("dialog", { name: "Settings" }).waitFor();
+      await page.keyboard.press("Escape");
+      expect(await page.getByRole("dialog").count()).toBe(0);
+    }));
+
   test("runs under a sub-path of a host without isolation, on one thread, and says so", async () => {
     const plain = await startHost({ folders: { [SUBPATH]: built.folder } });
     try {
@@ -310,14 +412,21 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
       await page.getByText("Nothing stored yet.").waitFor();
     }));
 
-  test("compares two devices on one prompt and marks where they part", () =>
+  test("compares twin, file as stored and transformers.js on one prompt, and marks where they part", () =>
     inPage(async (page) => {
       await openModel(page);
       await page.waitForSelector(".pill.on");
       await page.goto(`${host.url}/#compare`);
+      await page.getByLabel("Device B").selectOption("stored");
+      await page.getByRole("checkbox", { name: /transformers.js/ }).check();
       await page.getByRole("button", { name: "Compare" }).click();
-      await page.getByText("Both say the same 64 tokens.").first().waitFor();
-      expect(await page.locator(".side").first().textContent()).toMatch(/Speed\d+ tok\/s/);
+      const verdict = page.getByRole("status").filter({ hasText: "A and transformers.js" });
+      await verdict.first().waitFor();
+      // the twin rounds activations, the file as it is stored does not: transformers.js runs the latter
+      const [, b, peer] = await page.locator(".side .answer").allTextContents();
+      expect(peer).toBe(b);
+      expect(b.length).toBeGreaterThan(100);
+      for (const text of await page.locator(".side").allTextContents()) expect(text).toMatch(/Speed[\d.]+ tok\/s/);
       await picture(page, "compare");
     }));
 
