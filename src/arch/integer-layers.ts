@@ -7,7 +7,6 @@ import {
   productParts,
   type RoundedTokens,
   roundTokens,
-  stepOf,
 } from "../onnx/integer-product.ts";
 import * as ops from "../onnx/ops.ts";
 import type { QuantizedMatrix } from "../tensor/quantized.ts";
@@ -36,14 +35,13 @@ export function integerLinear(
   const { values, rowScales } = store(m, tensors, weights);
   const rows = values.shape[1] as number;
   const parts = m.once(`parts/${values.name}`, () => {
-    const steps = ops.mul(g, rowScales, g.scalar(stepOf(1)));
     const ranges = productParts(rows);
-    if (ranges.length === 1) return [{ weight: values, steps }];
+    if (ranges.length === 1) return [{ weight: values, rowScales }];
     // cut when the file is opened, since an embedding that shares the matrix reads all of it
     return ranges.map(([start, end]): IntegerPart => {
       const cut = (value: Value, axis: number) =>
         ops.slice(g, value, g.ints([start]), g.ints([end]), axis, end - start);
-      return { weight: cut(values, 1), steps: cut(steps, 0) };
+      return { weight: cut(values, 1), rowScales: cut(rowScales, 0) };
     });
   });
   return integerProduct(g, rounded, parts, bias);

@@ -10,13 +10,13 @@ import { elementCode, Graph, type Initializer, toGraphProto, type Value } from "
 import {
   type IntegerPart,
   integerProduct,
+  oneTokenProduct,
   planesAfter,
   productParts,
   type RoundedTokens,
   roundTokens,
-  stepOf,
 } from "../onnx/integer-product.ts";
-import type { ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
+import type { AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
 import { f16ToF32 } from "../tensor/dtypes.ts";
 import { int8Columns, type PackedMatrix } from "./int8-columns.ts";
 
@@ -25,6 +25,7 @@ const ALIGNMENT = 64;
 /** TensorProto.DataType */
 const FLOAT = 1;
 const INT8 = 3;
+const INT64 = 7;
 const FLOAT16 = 10;
 
 export interface IntegerGraphIo {
@@ -65,14 +66,16 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
     throw new NibbleError("unsupported", `${name}: scales of ONNX type ${dataType}; float32 or float16 is known.`);
   };
 
-  const node: NodeProto[] = [];
+  const anyTokens: NodeProto[] = [];
+  const oneToken: NodeProto[] = [];
   for (const original of graph.node) {
     if (constants.unpacked.has(original.output[0])) continue;
     if (original.opType !== "MatMulNBits") {
-      node.push(original);
+      anyTokens.push(original);
+      oneToken.push(original);
       continue;
     }
-    const [x, codes, scales, zeros, , bias] = original.input;
+    const [x, codes, scales, zeros, , biasName] = original.input;
     const shape = {
       rows: attribute(original, "N"),
       cols: attribute(original, "K"),
@@ -86,31 +89,43 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
       parts = await appendParts(`${codes}/int8`, matrix, data, added);
       weights.set(codes, parts);
     }
-    const product = new Graph("product");
-    let rounded = tokens.get(x);
-    if (!rounded) {
-      product.scope = `${x}/int8`;
-      const input: Value = { name: x, type: "float32", shape: ["batch", "seq", shape.cols] };
-      rounded = roundTokens(product, input, { planes: planesAfter(makers.get(x)), mayBeEmpty });
-      tokens.set(x, rounded);
-    }
+    const input: Value = { name: x, type: "float32", shape: ["batch", "seq", shape.cols] };
+    const bias: Value | undefined = biasName ? { name: biasName, type: "float32", shape: [shape.rows] } : undefined;
+    const planes = planesAfter(makers.get(x));
     const [y] = original.output;
-    product.scope = `${y}/int8`;
-    const biasValue: Value | undefined = bias ? { name: bias, type: "float32", shape: [shape.rows] } : undefined;
-    const made = integerProduct(product, rounded, parts, biasValue);
-    for (const constant of product.initializers.values()) {
-      if (!known.has(constant.name)) added.set(constant.name, inlineTensor(constant));
-    }
-    // the last node gives what the original gave
-    node.push(...toGraphProto(product, inlineTensor).node.map((step) => renamedOutput(step, made.name, y)));
+    /** Nodes of a product, of which the last gives what the original gave. */
+    const append = (to: NodeProto[], build: (g: Graph) => Value) => {
+      const product = new Graph("product");
+      const made = build(product);
+      for (const constant of product.initializers.values()) {
+        if (!known.has(constant.name)) added.set(constant.name, inlineTensor(constant));
+      }
+      to.push(...toGraphProto(product, inlineTensor).node.map((step) => renamed(step, { [made.name]: y })));
+    };
+    append(anyTokens, (g) => {
+      let rounded = tokens.get(x);
+      if (!rounded) {
+        g.scope = `${x}/int8`;
+        rounded = roundTokens(g, input, { planes, mayBeEmpty });
+        tokens.set(x, rounded);
+      }
+      g.scope = `${y}/int8`;
+      return integerProduct(g, rounded, parts, bias);
+    });
+    append(oneToken, (g) => {
+      g.scope = `${y}/int8`;
+      return oneTokenProduct(g, input, planes, parts, bias);
+    });
     io.onMatrix?.(++done, total);
   }
 
-  const live = withoutUnused(
-    node,
-    graph.output.map(({ name }) => name),
-  );
-  const used = new Set(live.flatMap(({ input }) => input));
+  const outputs = graph.output.map(({ name }) => name);
+  const branches = [oneToken, anyTokens].map((nodes) => withoutUnused(nodes, outputs));
+  const used = new Set(branches.flat().flatMap(({ input }) => input));
+  // of one token an expert gets one or none; a graph of something else than tokens stays one
+  const chooses = !mayBeEmpty && graph.input.some(({ name }) => name === TOKENS);
+  const node = chooses ? byTokens(graph, branches[0], branches[1]) : branches[1];
+  if (chooses) added.set(ONE.name!, ONE);
   const kept: TensorProto[] = [];
   for (const tensor of graph.initializer) {
     if (!used.has(tensor.name!)) continue;
@@ -121,7 +136,7 @@ export async function toIntegerGraph(model: ModelProto, io: IntegerGraphIo): Pro
     const { dataType, dims, bytes } = (await constants.value(name))!;
     kept.push(await data.append({ name, dataType, dims: dims.map(BigInt) }, bytes));
   }
-  return { ...model, graph: { ...graph, node: live, initializer: [...kept, ...added.values()] } };
+  return { ...model, graph: { ...graph, node, initializer: [...kept, ...added.values()] } };
 }
 
 /** Writes a matrix as int8, in the parts that it is multiplied in. */
@@ -138,12 +153,11 @@ async function appendParts(
     const { values, rowScales } = int8Columns(matrix, start, end);
     const dims = [BigInt(cols), BigInt(end - start)];
     added.set(part, await data.append({ name: part, dataType: INT8, dims }, new Uint8Array(values.buffer)));
-    const steps = rowScales.map(stepOf);
-    const head = { name: `${part}/steps`, dataType: FLOAT, dims: [BigInt(end - start)] };
-    added.set(head.name, await data.append(head, new Uint8Array(steps.buffer)));
+    const head = { name: `${part}/rowScales`, dataType: FLOAT, dims: [BigInt(end - start)] };
+    added.set(head.name, await data.append(head, new Uint8Array(rowScales.buffer)));
     parts.push({
       weight: { name: part, type: "int8", shape: [cols, end - start] },
-      steps: { name: head.name, type: "float32", shape: [end - start] },
+      rowScales: { name: head.name, type: "float32", shape: [end - start] },
     });
   }
   return parts;
@@ -154,8 +168,47 @@ function inlineTensor({ name, type, shape, data }: Initializer): TensorProto {
   return { name, dataType: elementCode(type), dims: shape.map(BigInt), rawData: data as Uint8Array };
 }
 
-function renamedOutput(node: NodeProto, from: string, to: string): NodeProto {
-  return { ...node, output: node.output.map((name) => (name === from ? to : name)) };
+function renamed(node: NodeProto, names: Readonly<Record<string, string>>): NodeProto {
+  const change = (name: string) => names[name] ?? name;
+  return { ...node, input: node.input.map(change), output: node.output.map(change) };
+}
+
+const TOKENS = "input_ids";
+const ONE: TensorProto = {
+  name: "tokens/one",
+  dataType: INT64,
+  dims: [],
+  rawData: new Uint8Array(BigInt64Array.of(1n).buffer),
+};
+
+/** Nodes that choose a branch by the number of tokens; both branches read the same weights. */
+function byTokens(graph: GraphProto, one: readonly NodeProto[], any: readonly NodeProto[]): NodeProto[] {
+  const branch = (name: string, nodes: readonly NodeProto[]) => {
+    // a branch has names of its own for what it gives
+    const names = Object.fromEntries(graph.output.map((output) => [output.name, `${name}/${output.name}`]));
+    const output = graph.output.map((value) => ({ ...value, name: names[value.name] }));
+    return { name, node: nodes.map((node) => renamed(node, names)), initializer: [], input: [], output };
+  };
+  const step = (opType: string, input: string[], output: string[], attribute: AttributeProto[] = []): NodeProto => ({
+    opType,
+    name: `tokens/${opType}`,
+    input,
+    output,
+    attribute,
+  });
+  return [
+    step("Size", [TOKENS], ["tokens/count"]),
+    step("Equal", ["tokens/count", ONE.name!], ["tokens/isOne"]),
+    step(
+      "If",
+      ["tokens/isOne"],
+      graph.output.map(({ name }) => name),
+      [
+        { name: "then_branch", type: 5, g: branch("oneToken", one) },
+        { name: "else_branch", type: 5, g: branch("anyTokens", any) },
+      ],
+    ),
+  ];
 }
 
 function attribute(node: NodeProto, name: string): number {

@@ -3,7 +3,7 @@
  *
  *   W (rows, cols)     int8 with one scale per row, stored (cols, rows) as the kernels want it
  *   x (.., cols)       per token: m = max|x|, u = round(127 x / m) + 128 as uint8
- *   y (.., rows)       (u - 128) W, times the row's scale / 127, times m
+ *   y (.., rows)       (u - 128) W, times the row's scale, times m / 127
  *
  * One scale per token: the stock DynamicQuantizeLinear takes one per tensor and costs ten times the drift. uint8 by int8:
  * int8 by int8 has no fast kernel in WASM.
@@ -54,12 +54,16 @@ export interface RoundedTokens {
   /** (batch, .., 1) the greatest magnitude of each token */
   readonly bounds: Value;
   readonly planes: Planes;
+  /** Along which planes are stacked. */
+  readonly axis: number;
   /** (1) int64: x's size along the axis that planes are stacked on, where it may be 0. */
   readonly size?: Value;
 }
 
 export interface RoundingOptions {
   readonly planes?: Planes;
+  /** Along which planes are stacked: 0, the batch. */
+  readonly axis?: number;
   /** x can have no rows: ONNX Runtime 1.30 reduces (0, cols) to itself, not to (0, 1), so that is cut. */
   readonly mayBeEmpty?: boolean;
 }
@@ -68,7 +72,7 @@ export interface RoundingOptions {
 export function roundTokens(
   g: Graph,
   x: Value,
-  { planes = 1, mayBeEmpty = false }: RoundingOptions = {},
+  { planes = 1, axis = 0, mayBeEmpty = false }: RoundingOptions = {},
 ): RoundedTokens {
   const single = x.shape.with(-1, 1);
   const [reduced] = g.node("ReduceMax", [ops.abs(g, x), g.ints([-1])], [{ type: x.type, shape: single }], {
@@ -81,59 +85,103 @@ export function roundTokens(
   const quantize = (value: Value, step: number) =>
     g.node("QuantizeLinear", [value, g.scalar(step), zero], [{ type: "uint8", shape: x.shape }])[0];
   const first = quantize(share, 1 / INT8_MAX);
-  if (planes === 1) return { codes: first, bounds, planes };
+  if (planes === 1) return { codes: first, bounds, planes, axis };
   const [held] = g.node("DequantizeLinear", [first, g.scalar(1 / INT8_MAX), zero], [{ type: x.type, shape: x.shape }]);
   const rest = quantize(ops.sub(g, share, held), 1 / INT8_MAX / PLANE_STEPS);
-  const size = mayBeEmpty ? ops.shapeOf(g, first, 0) : undefined;
-  return { codes: ops.concat(g, [first, rest], 0), bounds, planes, size };
+  const size = mayBeEmpty ? ops.shapeOf(g, first, axis) : undefined;
+  return { codes: ops.concat(g, [first, rest], axis), bounds, planes, axis, size };
 }
 
 /** A matrix or a part of one. */
 export interface IntegerPart {
   /** (cols, rows) int8 */
   readonly weight: Value;
-  /** (rows) float32: a row's scale / 127 */
-  readonly steps: Value;
+  /** (rows) float32 */
+  readonly rowScales: Value;
 }
 
-/** A row's scale as products take it: of a token's half. */
-export const stepOf = (scale: number): number => scale / INT8_MAX;
-
 /** (batch, .., rows) float32; the parts' rows one after the other. */
-export function integerProduct(
-  g: Graph,
-  { codes, bounds, planes, size }: RoundedTokens,
-  parts: readonly IntegerPart[],
-  bias?: Value,
-): Value {
-  // tokens' scales are not one number: they follow the product
-  const whole = g.scalar(1);
-  const products = parts.map(
-    ({ weight, steps }) =>
-      g.node(
-        "MatMulIntegerToFloat",
-        [codes, weight, whole, steps, zeroOf(g)],
-        [{ type: "float32", shape: codes.shape.with(-1, weight.shape[1]) }],
-        { domain: "com.microsoft" },
-      )[0],
-  );
-  let product = products.length > 1 ? ops.concat(g, products, -1) : products[0];
+export function integerProduct(g: Graph, rounded: RoundedTokens, parts: readonly IntegerPart[], bias?: Value): Value {
+  const { bounds, planes, axis, size } = rounded;
+  let product = multiply(g, rounded, parts);
   if (planes === 2) {
-    const [first, rest] = halves(g, product, bounds.shape.with(-1, product.shape.at(-1)!), size);
+    const [first, rest] = halves(g, product, bounds.shape.with(-1, product.shape.at(-1)!), axis, size);
     product = ops.add(g, first, ops.mul(g, rest, g.scalar(1 / PLANE_STEPS)));
   }
+  // tokens' scales are not one number: they follow the product
   const scaled = ops.mul(g, product, bounds);
   return bias ? ops.add(g, scaled, bias) : scaled;
 }
 
+/**
+ * The same of one token, x (1, 1, cols), where a scale a tensor is a scale a token: the stock operator does it in one node
+ * instead of seven. An input that wants two planes gets them as two tokens, added up by a product with their scales.
+ */
+export function oneTokenProduct(
+  g: Graph,
+  x: Value,
+  planes: Planes,
+  parts: readonly IntegerPart[],
+  bias?: Value,
+): Value {
+  if (planes === 2) {
+    const rounded = roundTokens(g, x, { planes, axis: x.shape.length - 2 });
+    const shares = g.initializer("const/float32/planes", "float32", [2], Float32Array.of(1, 1 / PLANE_STEPS));
+    const scales = ops.mul(g, rounded.bounds, shares); // (1, 1, 2)
+    const product = ops.matMul(g, scales, multiply(g, rounded, parts));
+    return bias ? ops.add(g, product, bias) : product;
+  }
+  const products = parts.map(
+    ({ weight, rowScales }) =>
+      g.node(
+        "DynamicQuantizeMatMul",
+        [x, weight, rowScales, undefined, parts.length === 1 ? bias : undefined],
+        [{ type: "float32", shape: x.shape.with(-1, weight.shape[1]) }],
+        { domain: "com.microsoft" },
+      )[0],
+  );
+  const product = joined(g, products);
+  return bias && parts.length > 1 ? ops.add(g, product, bias) : product;
+}
+
+/** Codes times weights, without the tokens' own scales. */
+function multiply(g: Graph, { codes }: RoundedTokens, parts: readonly IntegerPart[]): Value {
+  const step = g.scalar(1 / INT8_MAX);
+  return joined(
+    g,
+    parts.map(
+      ({ weight, rowScales }) =>
+        g.node(
+          "MatMulIntegerToFloat",
+          [codes, weight, step, rowScales, zeroOf(g)],
+          [{ type: "float32", shape: codes.shape.with(-1, weight.shape[1]) }],
+          { domain: "com.microsoft" },
+        )[0],
+    ),
+  );
+}
+
+function joined(g: Graph, products: readonly Value[]): Value {
+  return products.length > 1 ? ops.concat(g, products, -1) : products[0];
+}
+
 /** Both planes of a product. ONNX Runtime 1.30 does not split nothing into two, but slices it. */
-function halves(g: Graph, product: Value, shape: readonly Dim[], size: Value | undefined): readonly Value[] {
+function halves(
+  g: Graph,
+  product: Value,
+  shape: readonly Dim[],
+  axis: number,
+  size: Value | undefined,
+): readonly Value[] {
   if (size) {
     const end = ops.add(g, size, size);
-    return [ops.slice(g, product, g.ints([0]), size, 0, shape[0]), ops.slice(g, product, size, end, 0, shape[0])];
+    return [
+      ops.slice(g, product, g.ints([0]), size, axis, shape[axis]),
+      ops.slice(g, product, size, end, axis, shape[axis]),
+    ];
   }
   const plane = { type: product.type, shape };
-  return g.node("Split", [product], [plane, plane], { attributes: { axis: 0, num_outputs: 2 } });
+  return g.node("Split", [product], [plane, plane], { attributes: { axis, num_outputs: 2 } });
 }
 
 function zeroOf(g: Graph): Value {
@@ -171,7 +219,7 @@ export function withFloatActivations(model: ModelProto): ModelProto {
   };
   for (const node of graph.node) {
     if (node.opType !== "MatMulIntegerToFloat") continue;
-    const [codes, weight, , steps, zero] = node.input;
+    const [codes, weight, tokenScale, rowScales, zero] = node.input;
     const [y] = node.output;
     unround(codes);
     changed.set(node, [
@@ -179,7 +227,8 @@ export function withFloatActivations(model: ModelProto): ModelProto {
       step("Cast", [zero], `${y}/zero`),
       step("Sub", [codes, `${y}/zero`], `${y}/centred`),
       step("MatMul", [`${y}/centred`, `${y}/weight`], `${y}/sums`),
-      step("Mul", [`${y}/sums`, steps], y),
+      step("Mul", [`${y}/sums`, tokenScale], `${y}/scaled`),
+      step("Mul", [`${y}/scaled`, rowScales], y),
     ]);
   }
   for (const node of graph.node) {

@@ -11,7 +11,7 @@ import type { ModelFolder } from "./engine.ts";
 import { handleFolder, opfsSink, subfolder } from "./opfs.ts";
 
 /** Changes when the twin of a graph would come out differently. */
-const TWIN = "int8-2";
+const TWIN = "int8-3";
 
 export interface TwinPlace {
   readonly folder: ModelFolder;

@@ -111,7 +111,7 @@ async function gptqInNode(text: string): Promise<{ data: Buffer; error: number }
   await checkpoint.dispose();
   const data = readFileSync(join(folder, "made/onnx/model_q4.onnx_data"));
   await rm(folder, { recursive: true });
-  const errors = Array.from(quantized.reports.values(), ({ relativeError }) => relativeError!);
+  const errors = [...quantized.reports.values()].flatMap(({ relativeError }) => relativeError ?? []);
   return { data, error: mean(errors) };
 }
 
@@ -437,7 +437,7 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
       await page.getByLabel("Method").selectOption("rtn");
       await page.getByRole("button", { name: "Quantize", exact: true }).click();
       await page.getByText("kept in this browser.", { exact: false }).filter({ hasText: "stories260k-rtn" }).waitFor();
-      expect(await page.locator(".layers tbody tr").count()).toBe(5 * 7);
+      expect(await page.locator(".layers tbody tr").count()).toBe(5 * 7 + 1); // and the table of embeddings
       const here = await storedFile(page, "stories260k-rtn-4bit", "onnx/model_q4.onnx_data");
       expect(here.equals(readFileSync(join(built.folder, "models/stories260k/onnx/model_q4.onnx_data")))).toBe(true);
       await page.getByRole("button", { name: "Open and chat" }).click();
@@ -457,7 +457,8 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
       });
       await page.getByRole("button", { name: "Quantize", exact: true }).click();
       await page.getByText("kept in this browser.").filter({ hasText: "stories260k-gptq" }).waitFor();
-      expect(await page.locator(".layers tbody tr").first().textContent()).toMatch(/down_proj.*e-\d/);
+      const rows = await page.locator(".layers tbody tr").allTextContents();
+      expect(rows.filter((row) => /_proj.*e-\d/.test(row)).length).toBe(5 * 7);
       await picture(page, "quantize");
       const here = await storedFile(page, "stories260k-gptq-4bit", "onnx/model_q4.onnx_data");
       const errors = await page.locator(".layers tbody td.numbers").allTextContents();
@@ -465,7 +466,9 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
       expect(here.length).toBe(node.data.length);
       const different = here.reduce((count, byte, at) => count + Number(byte !== node.data[at]), 0) / here.length;
       expect(different).toBeLessThan(MOST_DIFFERENT_BYTES);
-      expect(Math.abs(mean(errors.map(Number)) / node.error - 1)).toBeLessThan(ERROR_TOLERANCE);
+      expect(Math.abs(mean(errors.filter((text) => text !== "").map(Number)) / node.error - 1)).toBeLessThan(
+        ERROR_TOLERANCE,
+      );
     }));
 
   test("has no accessibility errors in any view, light, dark and on a phone", () =>

@@ -5,9 +5,9 @@ import { toBytes } from "../../src/onnx/external-data.ts";
 import { Graph } from "../../src/onnx/graph.ts";
 import {
   integerProduct,
+  oneTokenProduct,
   type Planes,
   roundTokens,
-  stepOf,
   withFloatActivations,
 } from "../../src/onnx/integer-product.ts";
 import { decodeModel, encodeModel } from "../../src/onnx/proto.ts";
@@ -38,7 +38,7 @@ async function run(planes: Planes, float = false): Promise<Float32Array> {
     [
       {
         weight: g.initializer("w", "int8", [COLS, ROWS], weight),
-        steps: g.initializer("steps", "float32", [ROWS], rowScales.map(stepOf)),
+        rowScales: g.initializer("rowScales", "float32", [ROWS], rowScales),
       },
     ],
     g.initializer("bias", "float32", [ROWS], bias),
@@ -87,7 +87,7 @@ async function expertOf(planes: Planes, tokens: number): Promise<ort.Tensor> {
   const parts = [
     {
       weight: g.initializer("w", "int8", [COLS, ROWS], weight),
-      steps: g.initializer("steps", "float32", [ROWS], rowScales.map(stepOf)),
+      rowScales: g.initializer("rowScales", "float32", [ROWS], rowScales),
     },
   ];
   g.output(integerProduct(g, roundTokens(g, input, { planes, mayBeEmpty: true }), parts), "y");
@@ -100,6 +100,40 @@ async function expertOf(planes: Planes, tokens: number): Promise<ort.Tensor> {
 describe("a product with rounded inputs", () => {
   test("rounds each token by its own largest value", async () => {
     expect(largestDifference(await run(1), expected(127))).toBeLessThan(TOLERANCE);
+  });
+
+  test.each([
+    [1, 1],
+    [1, 2],
+    [2, 1],
+    [2, 2],
+  ] as const)("of one token are its sums, in %i planes and %i parts", async (planes, count) => {
+    const { x, weight, rowScales, bias } = example();
+    const g = new Graph("one");
+    const input = g.input("x", "float32", [1, 1, COLS]);
+    const size = ROWS / count;
+    const parts = Array.from({ length: count }, (_, part) => {
+      const columns = Int8Array.from({ length: COLS * size }, (_, i) => {
+        return weight[Math.floor(i / size) * ROWS + part * size + (i % size)];
+      });
+      return {
+        weight: g.initializer(`w${part}`, "int8", [COLS, size], columns),
+        rowScales: g.initializer(`s${part}`, "float32", [size], rowScales.slice(part * size, (part + 1) * size)),
+      };
+    });
+    const added = g.initializer("bias", "float32", [ROWS], bias);
+    g.output(oneTokenProduct(g, input, planes, parts, added), "y");
+    const session = await ort.InferenceSession.create(await toBytes(g), { logSeverityLevel: 3 });
+    for (let token = 0; token < TOKENS; token++) {
+      const one = x.slice(token * COLS, (token + 1) * COLS);
+      const { y } = await session.run({ x: new ort.Tensor("float32", one, [1, 1, COLS]) });
+      const sums = expected(0).subarray(token * ROWS, (token + 1) * ROWS);
+      /** Half a step of 255 between the least and the greatest value, in each of 40 products with weights up to 1.27. */
+      const step = (Math.max(0, ...one) - Math.min(0, ...one)) / 255;
+      const limit = planes === 1 ? (step / 2) * COLS * 1.27 + TOLERANCE : TOLERANCE;
+      expect(largestDifference(y.data as Float32Array, sums)).toBeLessThan(limit);
+    }
+    await session.release();
   });
 
   test.each([1, 2] as const)("of no tokens is nothing, in %i planes", async (planes) => {

@@ -25,10 +25,10 @@ export const PARITY: Readonly<Record<string, Parity>> = {
   ...all(EXACT, "And Cast Concat Equal Gather GatherND Greater Identity Less LessOrEqual Max Min Neg NonZero Range"),
   ...all(EXACT, "Relu Reshape ScatterND Shape Slice Split Squeeze TopK Transpose Unsqueeze Where"),
   ...all(EXACT, "Abs BitShift BitwiseAnd BitwiseOr QuantizeLinear"),
-  ...all(ROUNDING, "Add Sub Mul Div ReduceMax"),
+  ...all(ROUNDING, "Add Sub Mul Div ReduceMax DequantizeLinear"),
   ...all(TRANSCENDENTAL, "Gelu QuickGelu Sigmoid Softmax Tanh RotaryEmbedding"),
   ...all(SUMS, "LayerNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization ReduceSum"),
-  ...all(SUMS, "MatMul MatMulNBits MatMulIntegerToFloat"),
+  ...all(SUMS, "MatMul MatMulNBits MatMulIntegerToFloat DynamicQuantizeMatMul"),
   GroupQueryAttention: {
     tolerance: SUMS,
     refused: [{ on: "webgpu", match: /kv_cache_bit_width=8/, because: "its kernel takes no int8 cache, at run time" }],

@@ -18,3 +18,17 @@ export async function integerTwin(model: ModelProto): Promise<ModelProto> {
   };
   return { ...twin, graph: { ...twin.graph, initializer: twin.graph.initializer.map(inline) } };
 }
+
+/** A twin's graph of any number of tokens, and the one of one token where it has that, as graphs of their own. */
+export function branchesOf(model: ModelProto): { readonly anyTokens: ModelProto; readonly oneToken?: ModelProto } {
+  const choice = model.graph.node.find(({ opType }) => opType === "If");
+  if (!choice) return { anyTokens: model };
+  const branch = (name: string): ModelProto => {
+    const { node, output } = choice.attribute.find((one) => one.name === name)!.g!;
+    const names = new Map(output.map((value, at) => [value.name, choice.output[at]]));
+    const own = (value: string) => names.get(value) ?? value;
+    const nodes = node.map((one) => ({ ...one, input: one.input.map(own), output: one.output.map(own) }));
+    return { ...model, graph: { ...model.graph, node: nodes } };
+  };
+  return { oneToken: branch("then_branch"), anyTokens: branch("else_branch") };
+}
