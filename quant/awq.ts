@@ -8,7 +8,7 @@
 import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { type GridRule, searchGrid } from "./grid.ts";
-import { asFloat32 } from "./loss.ts";
+import { diagonalOf, rowErrors } from "./loss.ts";
 import { rtnMatrix } from "./rtn.ts";
 import type { GridSpec, InputStatistics, Matrix, Moment } from "./types.ts";
 
@@ -18,12 +18,6 @@ export interface FoldOptions {
   /** Rows of each matrix that are tried: rows are alike, and a sample ranks the exponents. */
   readonly sampleRows?: number;
   readonly rule?: GridRule;
-}
-
-/** The second moment of the inputs, or its diagonal where that is all there is. */
-export interface FoldStatistics extends Partial<InputStatistics> {
-  /** (cols) */
-  readonly diagonal?: Float64Array;
 }
 
 export interface Fold {
@@ -51,28 +45,25 @@ export async function searchFold(
   source: Int32Array,
   channels: number,
   spec: GridSpec,
-  statistics: FoldStatistics,
+  { H, meanAbs }: Pick<InputStatistics, "H" | "meanAbs">,
   products: MatrixProducts,
   { exponents = EXPONENTS, sampleRows = SAMPLE_ROWS, rule = searchGrid }: FoldOptions = {},
 ): Promise<Fold> {
-  const { H } = statistics;
   const cols = source.length;
   const samples = matrices.map((matrix) => sampleOf(matrix, sampleRows));
-  const diagonal = H ? diagonalOf(H, cols) : statistics.diagonal!;
-  const H32 = H && asFloat32(H);
+  const diagonal = diagonalOf(H, cols);
   const lossWith = async (scales: Float64Array) => {
     const importance = diagonal.map((h, c) => h / scales[source[c]] ** 2);
     let loss = 0;
     for (const sample of samples) {
       // the error as unfolded inputs meet it: (W diag(t) - Ŵ) diag(1/t)
-      const D = unfoldedValues(rtnMatrix(foldColumns(sample, source, scales), spec, rule, importance), source, scales);
-      for (let i = 0; i < D.length; i++) D[i] = sample.data[i] - D[i];
-      const DH = H32 && (await products.f32(D, H32, { m: sample.rows, k: cols, n: cols }));
-      for (let i = 0; i < D.length; i++) loss += D[i] * (DH ? DH[i] : D[i] * diagonal[i % cols]);
+      const rounded = rtnMatrix(foldColumns(sample, source, scales), spec, rule, importance);
+      const errors = await rowErrors(sample, unfoldedValues(rounded, source, scales), H, products);
+      for (const error of errors) loss += error;
     }
     return loss;
   };
-  const input = channelMeans(statistics.meanAbs ?? diagonal.map(Math.sqrt), source, channels);
+  const input = channelMeans(meanAbs ?? diagonal.map(Math.sqrt), source, channels);
   const weight = channelMeans(columnRms(matrices, cols), source, channels);
   const none = new Float64Array(channels).fill(1);
   const read = new Set(source); // a channel that no column reads (LFM2's gates) feeds something else: its factor is 1
@@ -114,6 +105,7 @@ export function foldedMoment(H: Moment, source: Int32Array, scales: Float64Array
   const cols = source.length;
   const inverse = Float64Array.from(source, (channel) => 1 / scales[channel]);
   const out = new Float32Array(H.length);
+  if (H.length === cols) return out.map((_, c) => H[c] * inverse[c] ** 2);
   for (let a = 0; a < cols; a++) {
     for (let b = 0; b < cols; b++) out[a * cols + b] = H[a * cols + b] * inverse[a] * inverse[b];
   }
@@ -148,10 +140,6 @@ function sampleOf({ rows, cols, data }: Matrix, count: number): Matrix {
     out.set(data.subarray(row * cols, (row + 1) * cols), i * cols);
   }
   return { rows: count, cols, data: out };
-}
-
-function diagonalOf(H: Moment, cols: number): Float64Array {
-  return Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)]);
 }
 
 /** (cols) root mean square of each column over all matrices. */

@@ -45,6 +45,36 @@ export class SecondMoment {
   }
 }
 
+/** The diagonal alone, which is all that rounding to nearest asks for: no products. */
+export class ChannelMoment {
+  private readonly squares: Float32Array;
+  private readonly abs: Float32Array;
+  private tokens = 0;
+
+  constructor(readonly cols: number) {
+    this.squares = new Float32Array(cols);
+    this.abs = new Float32Array(cols);
+  }
+
+  /** X (tokens, cols) */
+  add(X: Float32Array): void {
+    const { cols, squares, abs } = this;
+    for (let i = 0; i < X.length; ) {
+      for (let col = 0; col < cols; col++, i++) {
+        const x = X[i];
+        squares[col] += x * x;
+        abs[col] += Math.abs(x);
+      }
+    }
+    this.tokens += X.length / cols;
+  }
+
+  statistics(): InputStatistics & { readonly FX?: undefined } {
+    const { tokens, squares, abs } = this;
+    return { tokens, H: divide(squares, tokens), meanAbs: divide(abs, tokens) };
+  }
+}
+
 /** In place. */
 function divide(sums: Float32Array, count: number): Float32Array {
   const share = 1 / Math.max(1, count);

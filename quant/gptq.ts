@@ -14,7 +14,7 @@
 import { inverseCholeskyInPlace, type MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize, type QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { fitGrid, type GridRule, type MatrixGrid, rangeRule, roundEven, searchGrid } from "./grid.ts";
-import { rowLosses } from "./loss.ts";
+import { diagonalOf, rowLosses } from "./loss.ts";
 import { refitScales } from "./refit.ts";
 import { betterRows } from "./rows.ts";
 import { rtnMatrix } from "./rtn.ts";
@@ -73,8 +73,13 @@ export async function gptqRows(
   }: GptqOptions = {},
 ): Promise<GptqResult> {
   const { rows, cols } = W;
-  const diagonal = Float64Array.from({ length: cols }, (_, col) => H[col * (cols + 1)]);
+  const diagonal = diagonalOf(H, cols);
   const nearest = rtnMatrix(W, spec, rangeRule(spec));
+  // errors of one column tell nothing of another: every order and update ends at the nearest points
+  if (H.length < cols * cols) {
+    const rounded = rtnMatrix(W, spec, rule, diagonal);
+    return { matrix: rounded, losses: await rowLosses(W, rounded, H, products) };
+  }
   const meanDiagonal = diagonal.reduce((sum, h) => sum + h, 0) / cols;
   if (meanDiagonal === 0) return { matrix: nearest, losses: new Float64Array(rows) }; // no input ever reached this matrix
 

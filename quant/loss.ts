@@ -20,17 +20,14 @@ export async function rowErrors(
   H: Moment,
   products: MatrixProducts,
 ): Promise<Float64Array> {
-  const { rows, cols } = W;
   const D = new Float32Array(values.length);
   for (let i = 0; i < D.length; i++) D[i] = W.data[i] - values[i];
-  const DH = await products.f32(D, asFloat32(H), { m: rows, k: cols, n: cols });
-  const losses = new Float64Array(rows);
-  for (let row = 0; row < rows; row++) {
-    let loss = 0;
-    for (let i = row * cols; i < (row + 1) * cols; i++) loss += D[i] * DH[i];
-    losses[row] = loss;
-  }
-  return losses;
+  return rowPowers({ ...W, data: D }, H, products);
+}
+
+/** (cols) diag(H), whether H is whole or its diagonal. */
+export function diagonalOf(H: Moment, cols: number): Float64Array {
+  return H.length === cols ? Float64Array.from(H) : Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)]);
 }
 
 /** The moment as products take it. */
@@ -40,12 +37,13 @@ export function asFloat32(H: Moment): Float32Array {
 
 /** (rows) mean square of each output feature: W H Wᵀ. */
 export async function rowPowers(W: Matrix, H: Moment, products: MatrixProducts): Promise<Float64Array> {
-  const { rows, cols } = W;
-  const WH = await products.f32(W.data, asFloat32(H), { m: rows, k: cols, n: cols });
+  const { rows, cols, data } = W;
+  const WH = H.length === cols ? undefined : await products.f32(data, asFloat32(H), { m: rows, k: cols, n: cols });
   const powers = new Float64Array(rows);
-  for (let row = 0; row < rows; row++) {
+  for (let row = 0, i = 0; row < rows; row++) {
     let power = 0;
-    for (let i = row * cols; i < (row + 1) * cols; i++) power += WH[i] * W.data[i];
+    if (WH) for (const end = i + cols; i < end; i++) power += WH[i] * data[i];
+    else for (let col = 0; col < cols; col++, i++) power += H[col] * data[i] * data[i];
     powers[row] = power;
   }
   return powers;

@@ -22,7 +22,7 @@ import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize } from "../src/tensor/quantized.ts";
 import { type Fold, foldColumns, foldedMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
 import { type Activations, BlockRunner, floatName, type OpenBlock } from "./block-runner.ts";
-import { SecondMoment } from "./calibrate.ts";
+import { ChannelMoment, SecondMoment } from "./calibrate.ts";
 import { ExpectedInputs } from "./expected-inputs.ts";
 import { quantizeTable, tablesOf } from "./head.ts";
 import { LearnedBlocks } from "./learned-blocks.ts";
@@ -76,6 +76,11 @@ export async function quantizeModel(
         param: "prune",
       },
     );
+  }
+  if (recipe.learned && recipe.windows === 0) {
+    throw new NibbleError("bad_option", `${recipe.name} sees no text to learn from; use default or gptq.`, {
+      param: "learn",
+    });
   }
   if (windowsOf(recipe) > 0 && windows.length === 0) {
     throw new NibbleError("bad_option", `${recipe.name} needs calibration text.`, { param: "calibration" });
@@ -298,7 +303,7 @@ class SiteWalk {
     const { residual } = segment;
     const wanted = floatName(segment)!;
     const cols = this.block.weight(this.block.sites[index][0]).shape[1];
-    const moment = new SecondMoment(cols, this.tools.products);
+    const moment = this.recipe.channelMoments ? new ChannelMoment(cols) : new SecondMoment(cols, this.tools.products);
     const sampler = this.recipe.inputBits && new TokenSampler(cols);
     const later = this.block.segments.slice(index + 1).flatMap((next) => floatName(next) ?? []);
     const keep = [...later, outputOf(this.block)].includes(wanted);
@@ -401,7 +406,7 @@ class SiteWalk {
     if (statistics === "expected") {
       const diagonal = await this.expected.of(linears, matrices);
       if (!diagonal) return undefined;
-      fold = await searchFold(matrices, source, channels, spec, { diagonal }, this.tools.products);
+      fold = await searchFold(matrices, source, channels, spec, { H: diagonal }, this.tools.products);
     } else {
       fold = statistics.sample
         ? searchSmoothing(matrices, source, channels, statistics.sample)

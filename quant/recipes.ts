@@ -31,6 +31,8 @@ export interface Recipe {
   readonly fold: boolean;
   /** Inputs are rounded too, at run time, one scale a token: products on integer kernels (src/arch/integer-layers.ts). */
   readonly inputBits?: 8;
+  /** Gather no more of the inputs' second moment than its diagonal: enough to fold and to round to nearest. */
+  readonly channelMoments?: true;
   /** GPTAQ's term, 0 to 1. */
   readonly asymmetry: number;
   /** Rounds of refitting scales to the codes and sweeping again. */
@@ -70,6 +72,8 @@ export interface MethodOptions {
   readonly prune?: Pruning;
   /** Turn the model into random bases first. */
   readonly rotate?: boolean;
+  /** Learn each block's rounding from the codes chosen for it; a number says in how many steps (default: 40). */
+  readonly learn?: boolean | number;
   /** Tune scales and norm gains at the end; a number says in how many steps (default: 64). */
   readonly tune?: boolean | number;
 }
@@ -77,13 +81,17 @@ export interface MethodOptions {
 /** One window a step, every window about once. */
 const TUNING: Tuning = { windows: 64, steps: 64, batch: 1, rate: 0.001, seed: 1 };
 
-function tuningOf(tune: boolean | number): Tuning {
-  if (tune === true) return TUNING;
-  const steps = Number(tune);
+/** Four windows a step; scales stay, since GPTQ's are fitted already. */
+const LEARNING: LearnedRounding = { steps: 40, batch: 4, rate: 0.02, scaleRate: 0, seed: 1 };
+
+/** The settings with another number of steps, where one is asked for. */
+function inSteps<T extends { readonly steps: number }>(settings: T, asked: boolean | number, param: string): T {
+  if (asked === true) return settings;
+  const steps = Number(asked);
   if (!Number.isSafeInteger(steps) || steps < 1) {
-    throw new NibbleError("bad_option", `tune is ${tune}; it has to be a number of steps above 0.`, { param: "tune" });
+    throw new NibbleError("bad_option", `${param} is ${asked}; it has to be a number of steps above 0.`, { param });
   }
-  return { ...TUNING, steps };
+  return { ...settings, steps };
 }
 
 const SCALE_BITS = [6, 8, 16];
@@ -110,7 +118,7 @@ export function checkFormat({ bits, groupSize, scaleBits }: WeightFormat): void 
 }
 
 function base(name: string, options: MethodOptions): Recipe {
-  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune, rotate, tune } = options;
+  const { bits = 4, groupSize = 32, symmetric = false, headBits = 8, scaleBits, prune, rotate, learn, tune } = options;
   checkFormat({ bits, groupSize, symmetric, scaleBits });
   if (headBits !== 16 && (!Number.isInteger(headBits) || headBits < 2 || headBits > 8)) {
     throw new NibbleError("bad_option", `head bits is ${headBits}; use 2 to 8, or 16 for a float head.`, {
@@ -136,7 +144,8 @@ function base(name: string, options: MethodOptions): Recipe {
         : { bits: headBits, groupSize: 32, symmetric, ...(scaleBits !== undefined && { scaleBits }) },
     ...(prune && { prune }),
     ...(rotate && { rotation: 1 }),
-    ...(tune !== undefined && tune !== false && { tuning: tuningOf(tune) }),
+    ...(learn !== undefined && learn !== false && { learned: inSteps(LEARNING, learn, "learn") }),
+    ...(tune !== undefined && tune !== false && { tuning: inSteps(TUNING, tune, "tune") }),
     windows: prune ? DEFAULT_WINDOWS : 0,
   };
 }
@@ -189,6 +198,10 @@ export function smoothquant(options: MethodOptions = {}): Recipe {
       param: flag,
     });
   }
+  const step = (["rotate", "learn", "tune"] as const).find((name) => options[name]);
+  if (step) {
+    throw new NibbleError("bad_option", `smoothquant goes without ${step}; leave it out.`, { param: step });
+  }
   if (headBits !== 8 && headBits !== 16) {
     throw new NibbleError("bad_option", `smoothquant: head bits is ${headBits}; use 8, or 16 for a float head.`, {
       param: "head-bits",
@@ -206,8 +219,12 @@ export function smoothquant(options: MethodOptions = {}): Recipe {
 /** Of embedding and head in the presets that calibrate on enough text to choose them by GPTQ. */
 const PRESET_HEAD_BITS = 4;
 
-/** AWQ's fold, then GPTQ, on few windows. */
-const fast = (options: MethodOptions): Recipe => ({ ...gptq(options), name: "fast", fold: true, windows: 8 });
+/** AWQ on what two windows tell of each channel: no products but the model's own. Pruning asks for more than that. */
+const fast = (options: MethodOptions): Recipe => ({
+  ...awq(options),
+  name: "fast",
+  ...(!options.prune && { channelMoments: true, windows: 2 }),
+});
 /**
  * AWQ's fold, then GPTQ aimed at the float prefix's outputs. SmolLM2, group 32, KL on 8 windows of wikitext-2: 0.057 with
  * 16 windows and 0.051 with 32 without the aim, 0.047 with 24 windows and it (0.0467 on 64 windows), for about the time
@@ -220,14 +237,8 @@ const standard = (options: MethodOptions): Recipe => ({
   asymmetry: 0.5,
   windows: 24,
 });
-/** The default, then learned rounding from its codes: 40 steps of 4 windows a block took stories260K's KL from 0.069 to 0.044. */
-const best = (options: MethodOptions): Recipe => ({
-  ...standard(options),
-  name: "best",
-  windows: DEFAULT_WINDOWS,
-  refits: 1,
-  learned: { steps: 40, batch: 4, rate: 0.02, scaleRate: 0, seed: 1 },
-});
+/** The default on more text. Learned rounding and tuning stay out: on SmolLM2 they made what was held back worse (README). */
+const best = (options: MethodOptions): Recipe => ({ ...standard(options), name: "best", windows: DEFAULT_WINDOWS });
 
 const presets = { fast, default: standard, best };
 export type Preset = keyof typeof presets;

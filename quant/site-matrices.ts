@@ -4,7 +4,7 @@ import type { QuantizedMatrix } from "../src/tensor/quantized.ts";
 import { gptqRows } from "./gptq.ts";
 import { rangeRule, searchGrid } from "./grid.ts";
 import { hqqMatrix } from "./hqq.ts";
-import { rowLosses, rowPowers } from "./loss.ts";
+import { diagonalOf, rowLosses, rowPowers } from "./loss.ts";
 import type { Recipe } from "./recipes.ts";
 import { rtnMatrix } from "./rtn.ts";
 import { rowsOfGrid } from "./scale-grid.ts";
@@ -34,7 +34,7 @@ export async function quantizeMatrix(
     return gptqRows(matrix, spec, statistics, products, { damping, asymmetry, refits, rule, keepZeros });
   }
   const { cols } = matrix;
-  const importance = statistics && Float64Array.from({ length: cols }, (_, c) => statistics.H[c * (cols + 1)]);
+  const importance = statistics && diagonalOf(statistics.H, cols);
   return { matrix: rtnMatrix(matrix, spec, rule, importance) };
 }
 

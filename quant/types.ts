@@ -29,7 +29,7 @@ export interface Matrix {
 /** What calibration knows about one linear's inputs. X (tokens, cols) come from the already quantized prefix. */
 export interface InputStatistics {
   readonly tokens: number;
-  /** (cols, cols) XᵀX / tokens. */
+  /** (cols, cols) XᵀX / tokens, or its diagonal (cols) where that is all there is: inputs are taken as uncorrelated then. */
   readonly H: Moment;
   /** (cols) mean |X|, AWQ's measure of how much a channel carries. */
   readonly meanAbs?: ArrayLike<number>;

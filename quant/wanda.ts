@@ -3,13 +3,14 @@
  * weights of the same output; what stays is left as it is.
  *   S (rows, cols)   S[r, c] = |W[r, c]| ‖X[:, c]‖₂, eq. 1; the norm is √(H[c, c] tokens), and the tokens cancel
  */
+import { diagonalOf } from "./loss.ts";
 import { markLowest, markPattern, type Sparsity } from "./sparsity.ts";
 import type { InputStatistics, Matrix } from "./types.ts";
 
 /** Without statistics every input counts alike: magnitude pruning. */
 export function wandaMatrix(W: Matrix, sparsity: Sparsity, statistics?: Pick<InputStatistics, "H">): Matrix {
   const { rows, cols } = W;
-  const inputNorm = Float64Array.from({ length: cols }, (_, c) => Math.sqrt(statistics?.H[c * (cols + 1)] ?? 1));
+  const inputNorm = statistics ? diagonalOf(statistics.H, cols).map(Math.sqrt) : new Float64Array(cols).fill(1);
   const data = W.data.slice();
   const scores = new Float64Array(cols);
   for (let row = 0; row < rows; row++) {

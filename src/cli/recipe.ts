@@ -21,6 +21,7 @@ export interface RecipeFlags extends PruneFlags {
   readonly headBits?: number;
   readonly scaleBits?: number;
   readonly rotate?: boolean;
+  readonly learn?: boolean | number;
   readonly tune?: boolean | number;
 }
 
@@ -73,6 +74,11 @@ export function withRecipeFlags(command: Command): Command {
       "--rotate",
       "turn the residual stream and the values into random bases first; adds one hidden x hidden matrix",
     )
+    .option(
+      "--learn [steps]",
+      "learn each block's rounding from the codes chosen for it, by signed gradients",
+      wholeNumber,
+    )
     .option("--tune [steps]", "train scales and norm gains against the float model's logits at the end", wholeNumber);
   withPruneFlags(command, "first; they stay zero (to prune and keep the rest float: nibble export --prune)");
   return withRefusedFlags(command, NOT_YET);
@@ -86,8 +92,8 @@ export function recipeOf(flags: RecipeFlags): Recipe {
       { param: "preset" },
     );
   }
-  const { bits, groupSize, symmetric, headBits, rotate, tune } = flags;
+  const { bits, groupSize, symmetric, headBits, rotate, learn, tune } = flags;
   const scaleBits = flags.scaleBits as ScaleBits | undefined; // recipes check it
-  const options = { bits, groupSize, symmetric, headBits, scaleBits, rotate, tune, prune: pruningOf(flags) };
+  const options = { bits, groupSize, symmetric, headBits, scaleBits, rotate, learn, tune, prune: pruningOf(flags) };
   return flags.method ? method(flags.method, options) : preset(flags.preset ?? "default", options);
 }

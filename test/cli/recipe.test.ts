@@ -32,6 +32,12 @@ test("an unknown method and a group size that is none are refused", () => {
   expect(() => parse("--group-size", "many")).toThrow(/number, or "row"/);
 });
 
+test("--learn is a step of a recipe that calibrates", () => {
+  expect(recipeOf(parse("--learn"))).toMatchObject({ name: "default", learned: { steps: 40 } });
+  expect(recipeOf(parse("--method", "gptq", "--learn", "8"))).toMatchObject({ learned: { steps: 8 } });
+  expect(() => recipeOf(parse("--method", "smoothquant", "--learn"))).toThrow(/without learn/);
+});
+
 test("--rotate and --tune are steps of any recipe, tuning in as many steps as are asked for", () => {
   expect(recipeOf(parse("--rotate", "--tune"))).toMatchObject({ name: "default", rotation: 1, tuning: { steps: 64 } });
   expect(recipeOf(parse("--method", "rtn", "--tune", "8"))).toMatchObject({ windows: 0, tuning: { steps: 8 } });

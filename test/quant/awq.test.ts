@@ -49,6 +49,22 @@ describe("AWQ", () => {
       expect(foldedLoss(fold.scales, groupSize, diagonal)).toBeLessThan(mse * 1.005);
     });
 
+  test("a diagonal says the same as a moment that is nothing beside it", async () => {
+    const { cols } = weight;
+    const diagonal = Float64Array.from({ length: cols }, (_, c) => statistics.H[c * (cols + 1)]);
+    const H = new Float64Array(cols * cols);
+    for (let c = 0; c < cols; c++) H[c * (cols + 1)] = diagonal[c];
+    const search = (moment: Float64Array) =>
+      searchFold([weight], identity(cols), cols, spec4(32, false), { H: moment }, plainProducts);
+    const [whole, alone] = [await search(H), await search(diagonal)];
+    expect(alone.scales).toEqual(whole.scales);
+    expect(alone.gain).toBeCloseTo(whole.gain, 5);
+    const factors = alone.scales;
+    const folded = foldedMoment(H, identity(cols), factors);
+    const foldedAlone = foldedMoment(diagonal, identity(cols), factors);
+    for (let c = 0; c < cols; c++) expect(foldedAlone[c]).toBeCloseTo(folded[c * (cols + 1)], 5);
+  });
+
   test("is equivariant: a rescaled layer gets the same values back, channel by channel", async () => {
     const next = random(3);
     const cols = 64;
@@ -60,14 +76,7 @@ describe("AWQ", () => {
     const scaledX = X.map((x, i) => x * d[i % cols]);
     const run = async (matrix: typeof W, inputs: Float32Array) => {
       const H = secondMoment(inputs, 256, cols);
-      const fold = await searchFold(
-        [matrix],
-        identity(cols),
-        cols,
-        spec4(16, false),
-        { tokens: 256, H },
-        plainProducts,
-      );
+      const fold = await searchFold([matrix], identity(cols), cols, spec4(16, false), { H }, plainProducts);
       const importance = Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)] / fold.scales[c] ** 2);
       const folded = foldColumns(matrix, identity(cols), fold.scales);
       return unfoldedValues(rtnMatrix(folded, spec4(16, false), searchGrid, importance), identity(cols), fold.scales);
@@ -96,7 +105,7 @@ describe("AWQ", () => {
     const H = new Float64Array(32 * 32);
     for (let c = 0; c < 32; c++) H[c * 33] = 1;
     const W = { rows: 4, cols: 32, data: new Float32Array(128).fill(0.5) };
-    const fold = await searchFold([W], identity(32), 32, spec4(32, false), { tokens: 1, H }, plainProducts);
+    const fold = await searchFold([W], identity(32), 32, spec4(32, false), { H }, plainProducts);
     expect(fold.exponent).toBeUndefined();
     expect([...fold.scales].every((scale) => scale === 1)).toBe(true);
   });
@@ -106,7 +115,7 @@ describe("AWQ", () => {
     const X = correlatedInputs(128, 32, next).map((x, i) => (i % 32 === 5 ? 0 : x));
     const H = secondMoment(X, 128, 32);
     const W = { rows: 16, cols: 32, data: normals(512, next) };
-    const { scales } = await searchFold([W], identity(32), 32, spec4(16, false), { tokens: 128, H }, plainProducts);
+    const { scales } = await searchFold([W], identity(32), 32, spec4(16, false), { H }, plainProducts);
     expect(Math.max(...scales) / Math.min(...scales)).toBeLessThan(1e5);
     expect(lossOfCodes(W, rtnMatrix(W, spec4(16, false)), H)).toBeGreaterThan(0);
   });

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { SecondMoment, tokenWindows } from "../../quant/calibrate.ts";
+import { ChannelMoment, SecondMoment, tokenWindows } from "../../quant/calibrate.ts";
 import { plainProducts } from "../../src/tensor/linalg.ts";
 import { normals, random, secondMoment } from "./random.ts";
 
@@ -21,6 +21,23 @@ describe("second moments", () => {
       let sum = 0;
       for (let t = 0; t < 60; t++) sum += Math.abs(X[t * 8 + c]);
       expect(meanAbs![c]).toBeCloseTo(sum / 60, 5);
+    }
+  });
+
+  test("channels alone have its diagonal", async () => {
+    const X = normals(60 * 8, random(4));
+    const whole = new SecondMoment(8, plainProducts);
+    const channels = new ChannelMoment(8);
+    for (const part of [X.subarray(0, 80), X.subarray(80)]) {
+      await whole.add(part);
+      channels.add(part);
+    }
+    const [a, b] = [whole.statistics(), channels.statistics()];
+    expect(b.tokens).toBe(60);
+    expect(b.H.length).toBe(8);
+    for (let c = 0; c < 8; c++) {
+      expect(b.H[c]).toBeCloseTo(a.H[c * 9], 5);
+      expect(b.meanAbs![c]).toBeCloseTo(a.meanAbs![c], 5);
     }
   });
 

@@ -235,7 +235,7 @@ describe("pruning a model", () => {
   });
 
   test("and learned rounding, which would move what is zero, are refused together", async () => {
-    const both = quantizeModel(model, preset("best", { prune: half }), calibration(), tools);
+    const both = quantizeModel(model, preset("best", { prune: half, learn: true }), calibration(), tools);
     await expect(both).rejects.toMatchObject({ code: "unsupported" });
   });
 });
