@@ -12,18 +12,21 @@ import type { ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
 import { f16ToF32 } from "../tensor/dtypes.ts";
 import { emptyCacheFeeds } from "./graph-check.ts";
+import { largestCosine, type RotaryTable, rotaryTables } from "./rotary-tables.ts";
 
 /** Of one layer's keys or values, (kvHeads * headDim) each, in the layout of the cache. */
 export interface PartStatistics {
   /**
-   * Largest magnitude. Of a rotated pair of key channels it is the pair's largest length, which both channels reach at
-   * some position: slow pairs hardly turn in the windows that calibration sees. (SmolLM2 at 2,048 tokens, scales from
-   * windows of 512: KL 0.12 from each channel's own largest value.)
+   * Largest magnitude. Of a rotated pair of key channels it is the largest that the token's pair would reach at any
+   * position: slow pairs hardly turn in the windows that calibration sees. (SmolLM2 at 2,048 tokens, scales from windows
+   * of 512: KL 0.12 from what the windows themselves show.)
    */
   readonly magnitude: Float32Array;
   /** Over tokens after the attention sinks, whose keys are like no others. */
   readonly mean: Float32Array;
   readonly variance: Float32Array;
+  /** Mean before the rotation by position, where that is known: biases of keys (Qwen 2) turn with it. */
+  readonly unturnedMean?: Float32Array;
 }
 
 export interface LayerStatistics {
@@ -45,8 +48,10 @@ export async function cacheStatistics(
   windows: readonly (readonly number[])[],
   { onProgress, signal }: StatisticsOptions = {},
 ): Promise<LayerStatistics[]> {
-  const layers = attentionNodes(model, "--kv").map((attention) => ({
-    key: new PartSums(attention.node.output[1], attention, attention.rotary ? partners(attention) : undefined),
+  const nodes = attentionNodes(model, "--kv");
+  const tables = await rotaryTables(folder, path, model, nodes);
+  const layers = nodes.map((attention) => ({
+    key: new PartSums(attention.node.output[1], attention, pairsOf(attention), tables[attention.layer]),
     value: new PartSums(attention.node.output[2], attention),
   }));
   const parts = layers.flatMap(({ key, value }) => [key, value]);
@@ -70,40 +75,38 @@ export async function cacheStatistics(
   return layers.map(({ key, value }) => ({ key: key.statistics(), value: value.statistics() }));
 }
 
-/** The other channel of each channel's rotated pair; itself where it is not rotated. */
-function partners({ headDim, rotaryDim, interleaved }: AttentionNode): number[] {
-  const half = rotaryDim / 2;
-  return Array.from({ length: headDim }, (_, channel) => {
-    if (channel >= rotaryDim) return channel;
-    if (interleaved) return channel ^ 1;
-    return channel < half ? channel + half : channel - half;
-  });
+/** The channels of each rotated pair. */
+function pairsOf({ rotary, rotaryDim, interleaved }: AttentionNode): readonly (readonly [number, number])[] {
+  const half = rotary ? rotaryDim / 2 : 0;
+  return Array.from({ length: half }, (_, i) => (interleaved ? [2 * i, 2 * i + 1] : [i, i + half]));
 }
 
 /** Sums over tokens of a cache (1, kvHeads, seq, headDim). */
 class PartSums {
+  private readonly kvHeads: number;
+  private readonly headDim: number;
   private readonly magnitude: Float32Array;
   private readonly sum: Float64Array;
   private readonly squares: Float64Array;
+  private readonly unturned: Float64Array;
   private tokens = 0;
-
-  private readonly kvHeads: number;
-  private readonly headDim: number;
 
   constructor(
     readonly name: string,
     { kvHeads, headDim }: Pick<AttentionNode, "kvHeads" | "headDim">,
-    private readonly partner?: readonly number[],
+    private readonly pairs: readonly (readonly [number, number])[] = [],
+    private readonly table?: RotaryTable,
   ) {
     this.kvHeads = kvHeads;
     this.headDim = headDim;
     this.magnitude = new Float32Array(kvHeads * headDim);
     this.sum = new Float64Array(kvHeads * headDim);
     this.squares = new Float64Array(kvHeads * headDim);
+    this.unturned = new Float64Array(kvHeads * headDim);
   }
 
   add(cache: InferenceSession.OnnxValueMapType[string]): void {
-    const { kvHeads, headDim, magnitude, sum, squares, partner } = this;
+    const { kvHeads, headDim, magnitude, sum, squares, pairs } = this;
     const seq = cache.dims[2];
     const values = cache.type === "float16" ? f16ToF32(cache.data as Uint16Array) : (cache.data as Float32Array);
     for (let head = 0; head < kvHeads; head++) {
@@ -112,22 +115,54 @@ class PartSums {
         for (let channel = 0; channel < headDim; channel++) {
           const x = values[start + channel];
           const at = head * headDim + channel;
-          const other = partner && partner[channel] !== channel ? values[start + partner[channel]] : 0;
-          magnitude[at] = Math.max(magnitude[at], Math.sqrt(x * x + other * other));
+          if (channel >= 2 * pairs.length) magnitude[at] = Math.max(magnitude[at], Math.abs(x));
           if (position < SINKS) continue;
           sum[at] += x;
           squares[at] += x * x;
         }
+        this.addPairs(values, start, head, position);
       }
     }
     this.tokens += Math.max(0, seq - SINKS);
   }
 
+  /** The turned channels of one token: how large they get wherever the token stands, and what they were before. */
+  private addPairs(values: Float32Array, start: number, head: number, position: number): void {
+    const { pairs, table, magnitude, unturned, headDim } = this;
+    for (let pair = 0; pair < pairs.length; pair++) {
+      const [low, high] = pairs[pair];
+      const [x, y] = [values[start + low], values[start + high]];
+      const [atLow, atHigh] = [head * headDim + low, head * headDim + high];
+      const length = Math.hypot(x, y);
+      let [mostLow, mostHigh] = [length, length];
+      if (table) {
+        const at = position * pairs.length + pair;
+        const [cos, sin] = [table.cos[at], table.sin[at]];
+        const scale = 1 / (table.factor * table.factor);
+        const a = (x * cos + y * sin) * scale;
+        const b = (y * cos - x * sin) * scale;
+        const angle = Math.atan2(b, a);
+        const span = table.frequencies[pair] * (table.positions - 1);
+        mostLow = length * largestCosine(angle, span);
+        mostHigh = length * largestCosine(angle - Math.PI / 2, span);
+        if (position >= SINKS) {
+          unturned[atLow] += a;
+          unturned[atHigh] += b;
+        }
+      }
+      magnitude[atLow] = Math.max(magnitude[atLow], mostLow);
+      magnitude[atHigh] = Math.max(magnitude[atHigh], mostHigh);
+    }
+  }
+
   statistics(): PartStatistics {
-    const { magnitude, sum, squares } = this;
+    const { magnitude, sum, squares, headDim, pairs } = this;
     const tokens = Math.max(1, this.tokens);
     const mean = Float32Array.from(sum, (x) => x / tokens);
     const variance = Float32Array.from(squares, (x, i) => Math.max(0, x / tokens - mean[i] ** 2));
-    return { magnitude, mean, variance };
+    if (!this.table) return { magnitude, mean, variance };
+    const turns = (at: number) => at % headDim < 2 * pairs.length;
+    const unturnedMean = mean.map((x, at) => (turns(at) ? this.unturned[at] / tokens : x));
+    return { magnitude, mean, variance, unturnedMean };
   }
 }

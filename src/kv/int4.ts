@@ -3,8 +3,12 @@
  * lies between them (the body) has 4-bit codes. Recent tokens matter most: without that tail the same codes cost eight
  * times as much (KL 0.035 against 0.0044 on SmolLM2).
  *
- * Before anything is cached, a head's keys and values lose their mean over tokens (which shifts all scores of a query
- * alike, so the softmax does not see it) and are turned by a Hadamard rotation; each token's row then has one scale.
+ * Before anything is cached, a head's values lose their mean over tokens, its keys theirs before the rotation by position
+ * (Qwen 2's biases are hundreds of times what differs between tokens), and both are turned by a Hadamard rotation; each
+ * token's row then has one scale. What the mean key m at position p adds to the score of a query q, q . R_p m, is known
+ * without a cache: in the pairs (a, b) of channels that R_p turns by an angle w,
+ *   q . R_p m = sum (q_a m_a + q_b m_b) cos w + (q_b m_a - q_a m_b) sin w
+ * Where angles are unknown keys lose the mean of what is cached, which shifts all scores of a query alike.
  * The kernel knows static scales only, so codes are read with scale 1, twice:
  *   l = s_k * scores(query, K codes)                          (heads, seq, body)
  *   out = softmax(l + ln s_v) V codes                         scores alone, the query is 0
@@ -24,12 +28,15 @@ import type { Graph, Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import type { ModelProto } from "../onnx/proto.ts";
 import { type AttentionNode, attend, attentionNodes, INPUT, outer, replaceAttention } from "./attention-nodes.ts";
+import { SINKS } from "./int4-tiers.ts";
 import { headRotation, timesMatrix, transposed } from "./rotation.ts";
 
 /** Of one layer, (kvHeads * headDim) each, in the layout of the cache; over tokens after the sinks. */
 export interface TokenStatistics {
   readonly mean: Float32Array;
   readonly variance: Float32Array;
+  /** Mean of keys before the rotation by position; undefined where that is not known. */
+  readonly unturnedMean?: Float32Array;
 }
 
 export interface LayerTokens {
@@ -74,6 +81,11 @@ interface Shared {
   readonly tailTotal: Value;
   /** (1, 1, seq, tail): 0 where the query at that row sees the key, else MASKED. */
   readonly tailMask: Value;
+  /** Positions of the tail's tokens, and of the body's rows; int64. */
+  readonly tailPositions: Value;
+  readonly bodyPositions: Value;
+  /** By a cos table's name, (rotaryDim, tail) and (rotaryDim, body): cos, then sin of the tokens' angles. */
+  readonly turns: Map<string, { readonly tail: Value; readonly body: Value }>;
   readonly bodySeqlens: Value;
   readonly bodyTotal: Value;
   /** (1, 1, seq, body): MASKED for rows that hold no token. */
@@ -119,12 +131,11 @@ function sharedValues(
   const past = ops.sub(g, total, seq);
   const rows = range(seq, "seq");
   const tailTotal = ops.sub(g, total, bodyLength);
+  const tailRange = range(tailTotal, "tail");
   const lastSeen = ops.unsqueeze(g, ops.add(g, ops.sub(g, past, bodyLength), rows), 1); // (seq, 1)
-  const seen = g.node(
-    "LessOrEqual",
-    [range(tailTotal, "tail"), lastSeen],
-    [{ type: "bool", shape: ["seq", "tail"] }],
-  )[0];
+  const seen = g.node("LessOrEqual", [tailRange, lastSeen], [{ type: "bool", shape: ["seq", "tail"] }])[0];
+  const afterSinks = g.node("Less", [tailRange, g.ints([SINKS])], [{ type: "bool", shape: ["tail"] }])[0];
+  const tailPositions = ops.add(g, tailRange, ops.where(g, afterSinks, g.ints([0]), bodyLength));
   const mask = ops.where(g, seen, g.scalar(0), g.scalar(MASKED));
   const bodyTotal = g.node("Max", [bodyLength, seq], [{ type: "int64", shape: one }])[0];
   const held = g.node("Less", [range(bodyTotal, "body"), bodyLength], [{ type: "bool", shape: ["body"] }])[0];
@@ -139,6 +150,9 @@ function sharedValues(
     positions: ops.unsqueeze(g, ops.add(g, past, rows), 0),
     tailTotal: int32(tailTotal),
     tailSeqlens: int32(ops.sub(g, tailTotal, g.ints([1]))),
+    tailPositions,
+    bodyPositions: ops.add(g, range(bodyTotal, "body"), g.ints([SINKS])),
+    turns: new Map(),
     tailMask: ops.unsqueeze(g, ops.unsqueeze(g, mask, 0), 0),
     bodyTotal: int32(bodyTotal),
     bodySeqlens: int32(ops.sub(g, bodyTotal, g.ints([1]))),
@@ -156,7 +170,9 @@ function twoTiers(g: Graph, attention: AttentionNode, tokens: LayerTokens, scale
   const { node, layer, heads, kvHeads, headDim } = attention;
   const seq = shared.zeroQuery.shape[1];
   const rotation = scales === "token" ? headRotation(headDim) : undefined;
-  const { packed, query } = turned(g, attention, tokens, rotation, shared);
+  const { packed, query, beforeTurn } = turned(g, attention, tokens, rotation, shared);
+  const apart = apartMean(attention, tokens, rotation);
+  const ofMean = apart && meanScores(g, attention, beforeTurn, apart, shared);
   const past = (name: string, type: "float32" | "uint8", length: string, dim: number) =>
     g.input(name, type, [1, kvHeads, length, dim]);
   const [tail, tailScores] = attend(
@@ -168,7 +184,7 @@ function twoTiers(g: Graph, attention: AttentionNode, tokens: LayerTokens, scale
       pastValue: past(`past_key_values.${layer}.value`, "float32", "past_tail", headDim),
       seqlensK: shared.tailSeqlens,
       total: shared.tailTotal,
-      bias: shared.tailMask,
+      bias: ofMean ? ops.add(g, shared.tailMask, ofMean.tail) : shared.tailMask,
     },
     { present: [`present.${layer}.key`, `present.${layer}.value`], everything: true }, // the mask is causal
   );
@@ -182,7 +198,7 @@ function twoTiers(g: Graph, attention: AttentionNode, tokens: LayerTokens, scale
     total: shared.bodyTotal,
   };
   const [mixed, bodyLse, readLse] = shared.scales
-    ? readTokenScaled(g, attention, query, body, shared, shared.scales)
+    ? readTokenScaled(g, attention, query, body, shared, shared.scales, ofMean?.body)
     : readStatic(g, attention, query, { ...body, bias: shared.bodyMask }, tokens);
   // log-sum-exp over both tiers
   const whole = ops.add(g, tailLse, ops.softplus(g, ops.sub(g, bodyLse, tailLse)));
@@ -209,11 +225,12 @@ function twoTiers(g: Graph, attention: AttentionNode, tokens: LayerTokens, scale
 /** Query, keys and values after rotary, turned, keys and values without their mean: side by side, and the query alone. */
 function turned(
   g: Graph,
-  { node, heads, kvHeads, headDim, rotary, interleaved, rotaryDim }: AttentionNode,
+  attention: AttentionNode,
   tokens: LayerTokens,
   rotation: Float32Array | undefined,
   { positions }: Shared,
-): { packed: Value; query: Value } {
+): { packed: Value; query: Value; beforeTurn: Value } {
+  const { node, heads, kvHeads, headDim, rotary, interleaved, rotaryDim } = attention;
   const all = heads + 2 * kvHeads;
   const input = (place: number, width: number) => outer(node.input[place], "float32", [1, "seq", width]);
   const given = (place: number) => (node.input[place] ?? "") !== "";
@@ -227,6 +244,12 @@ function turned(
     const sizes = [(heads + kvHeads) * headDim, kvHeads * headDim];
     [keyed, value] = ops.splitLast(g, input(INPUT.query, all * headDim), sizes);
   }
+  const apart = apartMean(attention, tokens, rotation);
+  if (apart) {
+    const means = new Float32Array((heads + kvHeads) * headDim);
+    means.set(apart, heads * headDim);
+    keyed = ops.sub(g, keyed, g.initializer(`${g.scope}/key-mean`, "float32", [means.length], means));
+  }
   if (rotary) {
     const table = (place: number) => outer(node.input[place], "float32", ["positions", rotaryDim / 2]);
     keyed = ops.rotaryEmbedding(g, keyed, positions, table(INPUT.cos), table(INPUT.sin), {
@@ -235,6 +258,7 @@ function turned(
       interleaved,
     });
   }
+  const beforeTurn = keyed;
   const joined = ops.concat(g, [keyed, value], 2);
   let rows = ops.reshape(g, joined, [0, 0, all, headDim], [1, "seq", all, headDim]);
   const turn = (mean: Float32Array) => (rotation ? timesMatrix(mean, rotation, headDim) : mean);
@@ -242,11 +266,71 @@ function turned(
     rows = ops.matMul(g, rows, g.initializer(`kv/turn/${headDim}`, "float32", [headDim, headDim], rotation));
   }
   const means = new Float32Array(all * headDim);
-  means.set(turn(tokens.key.mean), heads * headDim);
+  if (!apart) means.set(turn(tokens.key.mean), heads * headDim);
   means.set(turn(tokens.value.mean), (heads + kvHeads) * headDim);
   rows = ops.sub(g, rows, g.initializer(`${g.scope}/means`, "float32", [all, headDim], means));
   const packed = ops.reshape(g, rows, [0, 0, all * headDim], [1, "seq", all * headDim]);
-  return { packed, query: ops.splitLast(g, packed, [heads * headDim, 2 * kvHeads * headDim])[0] };
+  return { packed, query: ops.splitLast(g, packed, [heads * headDim, 2 * kvHeads * headDim])[0], beforeTurn };
+}
+
+/** The mean key that is taken off before the rotation by position; undefined where that cannot be. */
+function apartMean(
+  { rotary, interleaved }: AttentionNode,
+  { key }: LayerTokens,
+  rotation: Float32Array | undefined,
+): Float32Array | undefined {
+  return rotary && !interleaved && rotation ? key.unturnedMean : undefined;
+}
+
+/**
+ * What the mean key adds to the scores, (1, heads, seq, tail) and (1, heads, seq, body).
+ * @param keyed (1, seq, (heads + kvHeads) * headDim) after the rotation by position
+ */
+function meanScores(
+  g: Graph,
+  attention: AttentionNode,
+  keyed: Value,
+  mean: Float32Array,
+  shared: Shared,
+): { tail: Value; body: Value } {
+  const { heads, kvHeads, headDim, rotaryDim, scale } = attention;
+  const half = rotaryDim / 2;
+  const seq = keyed.shape[1];
+  const [flat] = ops.splitLast(g, keyed, [heads * headDim, kvHeads * headDim]);
+  const query = ops.transpose(g, ops.reshape(g, flat, [0, 0, heads, headDim], [1, seq, heads, headDim]), [0, 2, 1, 3]);
+  const rest = headDim - rotaryDim;
+  const [low, high] = ops.splitLast(g, query, rest ? [half, half, rest] : [half, half]);
+  const wide = perQueryHead(mean, attention);
+  const constant = (name: string, from: number) => {
+    const part = new Float32Array(heads * half);
+    for (let head = 0; head < heads; head++) {
+      for (let i = 0; i < half; i++) part[head * half + i] = scale * wide[head * headDim + from + i];
+    }
+    return g.initializer(`${g.scope}/mean-${name}`, "float32", [heads, 1, half], part);
+  };
+  const [meanLow, meanHigh] = [constant("low", 0), constant("high", half)];
+  const withCos = ops.add(g, ops.mul(g, low, meanLow), ops.mul(g, high, meanHigh));
+  const withSin = ops.sub(g, ops.mul(g, high, meanLow), ops.mul(g, low, meanHigh));
+  const both = ops.concat(g, [withCos, withSin], 3);
+  const { tail, body } = turnsOf(g, attention, shared);
+  return { tail: ops.matMul(g, both, tail), body: ops.matMul(g, both, body) };
+}
+
+function turnsOf(g: Graph, { node, rotaryDim }: AttentionNode, shared: Shared): { tail: Value; body: Value } {
+  const name = node.input[INPUT.cos];
+  const made = shared.turns.get(name);
+  if (made) return made;
+  const table = (place: number) => outer(node.input[place], "float32", ["positions", rotaryDim / 2]);
+  const last = ops.sub(g, ops.shapeOf(g, table(INPUT.cos), 0), g.ints([1]));
+  const turns = (positions: Value) => {
+    // rows of the body that hold no token may lie beyond the table
+    const [within] = g.node("Min", [positions, last], [{ type: "int64", shape: positions.shape }]);
+    const parts = [INPUT.cos, INPUT.sin].map((place) => ops.gather(g, table(place), within));
+    return ops.transpose(g, ops.concat(g, parts, 1), [1, 0]);
+  };
+  const both = { tail: turns(shared.tailPositions), body: turns(shared.bodyPositions) };
+  shared.turns.set(name, both);
+  return both;
 }
 
 type BodyInputs = Omit<Parameters<typeof attend>[2], "query">;
@@ -260,6 +344,7 @@ function readTokenScaled(
   body: BodyInputs,
   shared: Shared,
   scales: Value,
+  ofMean: Value | undefined,
 ): BodyReading {
   const { layer, heads, kvHeads } = attention;
   const unit = g.initializer("kv/unit", "float32", [1], Float32Array.of(1));
@@ -273,7 +358,8 @@ function readTokenScaled(
     return ops.unsqueeze(g, ops.gather(g, scales, g.ints(rows)), 1);
   };
   const [, raw] = attend(g, attention, { ...codes, query, bias: shared.bodyMask }, { everything: true, codeBits: 4 });
-  const scores = ops.mul(g, raw, scaleOf(0));
+  const coded = ops.mul(g, raw, scaleOf(0));
+  const scores = ofMean ? ops.add(g, coded, ofMean) : coded;
   const withValues = ops.add(g, scores, ops.log(g, scaleOf(1)));
   const [mixed] = attend(
     g,

@@ -67,6 +67,23 @@ async function againstReference(session: TieredSession, round: Rounding, pieces:
 
 const PIECES = [40, 60, ...Array<number>(30).fill(1), 16, 16, 5, ...Array<number>(40).fill(1), 20];
 
+/** The mean key of a layer as it is cached at a position. */
+function meanKey(layer: number, position: number): Float32Array {
+  const [{ headDim, rotaryDim }] = attentionNodes(graph, "test");
+  const half = rotaryDim / 2;
+  const mean = statistics[layer].key.unturnedMean!;
+  const out = Float32Array.from(mean);
+  for (let start = 0; start < mean.length; start += headDim) {
+    for (let i = 0; i < half; i++) {
+      const angle = i < 4 ? position * 10_000 ** (-i / 4) : 0; // a head of 8, padded to 16
+      const [low, high] = [start + i, start + i + half];
+      out[low] = mean[low] * Math.cos(angle) - mean[high] * Math.sin(angle);
+      out[high] = mean[high] * Math.cos(angle) + mean[low] * Math.sin(angle);
+    }
+  }
+  return out;
+}
+
 describe("the two-tier cache", () => {
   test("gives the tokens of the float cache while everything is in the tail", async () => {
     const [int4, float] = [await tiered("token"), await full()];
@@ -90,7 +107,7 @@ describe("the two-tier cache", () => {
     // the codes that the session chose: choosing them again would flip ties
     const round: Rounding = (row, layer, part, at) => {
       const { cache } = session;
-      const { mean } = statistics[layer][part];
+      const mean = part === "key" ? meanKey(layer, SINKS + at) : statistics[layer][part].mean;
       const turned = timesMatrix(
         row.map((x, i) => x - mean[i]),
         H,
