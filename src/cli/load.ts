@@ -1,6 +1,5 @@
 /** Loads an exported folder for chat and serve, and says what it takes. */
 import { readFile } from "node:fs/promises";
-import { describeKept } from "../kv/policies.ts";
 import { type CacheChoice, chooseCache } from "../node/cache-choice.ts";
 import { loadEngine } from "../node/engine.ts";
 import { nodeFolder } from "../node/files.ts";
@@ -42,9 +41,8 @@ export async function openEngine(
     signal,
     onNote: (note) => output.note(`note: ${note}`),
   });
-  const kept = describeKept(expected.kept);
-  if (kept) output.note(kept);
   const { id, file, binding: used, kv: cache } = engine.info;
+  if (cache.keeps) output.note(cache.keeps);
   output.note(`${id}: ${file} on ${used}, ${cache.format} KV cache`);
   return engine;
 }

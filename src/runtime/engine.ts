@@ -95,7 +95,12 @@ export interface EngineInfo {
   /** "node-cpu", "node-cpu-capi", "wasm", "webgpu", ... */
   readonly binding: string;
   /** KV number format and policy, "fp32" / "full". */
-  readonly kv: { readonly format: string; readonly policy: string };
+  readonly kv: {
+    readonly format: string;
+    readonly policy: string;
+    /** What a policy that forgets keeps, in words. */
+    readonly keeps?: string;
+  };
   readonly memory: MemoryUse;
   /** How many requests decode together at most. */
   readonly maxBatch: number;

@@ -73,7 +73,7 @@ function chooseGraph(name: string, paths: readonly string[], config: Json, manif
 }
 
 /** "onnx/model_q4.kv-int8.onnx" is the variant "kv-int8" of "onnx/model_q4.onnx". */
-function variantsOf(graph: string, paths: readonly string[]): Record<string, string> {
+export function variantsOf(graph: string, paths: readonly string[]): Record<string, string> {
   const stem = `${graph.slice(0, -".onnx".length)}.`;
   return Object.fromEntries(
     paths
@@ -108,7 +108,11 @@ export function samplingDefaults(config: Json): SamplingOptions {
 }
 
 /** The graph for a KV number format ("--kv"); errors: `unsupported` with the formats that the folder has. */
-export function graphForKv({ graph, variants }: ModelOffer, format: string | undefined, floatFormat: string): string {
+export function graphForKv(
+  { graph, variants }: Pick<ModelOffer, "graph" | "variants">,
+  format: string | undefined,
+  floatFormat: string,
+): string {
   const formats = Object.keys(variants)
     .filter((name) => name.startsWith("kv-"))
     .map((name) => name.slice("kv-".length));

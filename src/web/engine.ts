@@ -5,17 +5,20 @@ import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { dataFiles, unpackedModel } from "../export/open-graph.ts";
 import { type FolderSource, readAll, readText } from "../files.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
-import { decodeModel } from "../onnx/proto.ts";
+import { describeKept } from "../kv/policies.ts";
+import { type WindowPolicy, windowTokens } from "../kv/window.ts";
+import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece, SamplingOptions } from "../runtime/engine.ts";
 import { Generation } from "../runtime/generate.ts";
 import { resolveSampling } from "../runtime/sampling.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
+import { type CacheWish, keptInPage } from "./cache-choice.ts";
 import type { BuildChoice } from "./device.ts";
 import { sharesCaches } from "./gpu-cache.ts";
 import type { BlobFolder } from "./opfs.ts";
 import type { OrtModule } from "./ort.ts";
-import { gpuOutputs, WebSession } from "./session.ts";
+import { gpuOutputs, type PageCache, WebSession } from "./session.ts";
 
 export type ModelFolder = FolderSource & BlobFolder;
 
@@ -30,6 +33,7 @@ export interface WebEngineOptions {
   readonly defaultContext: number;
   /** On WebGPU: caches as new buffers of every run instead of ones that are written in place. */
   readonly growing?: boolean;
+  readonly cache?: CacheWish;
 }
 
 type Json = Readonly<Record<string, unknown>>;
@@ -72,24 +76,34 @@ export async function openWebEngine(
   const config = await readJson(folder, "config.json");
   const generationConfig = await readJson(folder, "generation_config.json");
   const manifest = (await readJson(folder, MANIFEST)) as Partial<Manifest>;
-  const opened = await openSession(ort, made.folder, made.graph, choice, options);
   const largest = manifest.contextLength ?? numberOf(config.max_position_embeddings ?? config.n_positions) ?? 2048;
-  const contextLength = contextOf(id, options, largest);
+  const model = decodeModel(await readAll(await made.folder.open(made.graph)));
+  const { window, eviction, format } = keptInPage(model, options.cache ?? {}, options.context, largest, choice);
+  const contextLength = window?.budget ?? contextOf(id, options, largest);
   // the table of families is a part of the page that only these models load
   const switches = /longrope|"su"/.test(JSON.stringify([config.rope_scaling, config.rope_parameters]));
   const { recomputeAbove } = switches
     ? (await import("../arch/capabilities.ts")).capabilitiesOf(config, contextLength)
     : {};
+  const kept = eviction || format.startsWith("int4") ? await import("./kept-session.ts") : undefined;
+  const changed = eviction && kept ? kept.forgetting(model, eviction) : model;
+  const opened = await openSession(ort, made.folder, made.graph, choice, { ...options, changed });
   const gpu = opened.device && { device: opened.device, maxRows: contextLength, inPlace: opened.inPlace };
-  const session = new WebSession(ort, opened.session, recomputeAbove, gpu);
+  const session = kept
+    ? kept.openKept(ort, opened.session, changed, made.graph, contextLength, eviction)
+    : new WebSession(ort, opened.session, recomputeAbove, gpu);
   const info: EngineInfo = {
     id,
     modelType: String(config.model_type ?? ""),
     file: graph,
-    contextLength,
+    contextLength: window ? Number.MAX_SAFE_INTEGER : contextLength,
     vocabSize: numberOf(config.vocab_size) ?? tokenizer.vocabSize,
     binding: choice.build,
-    kv: { format: session.kvFormat, policy: "full" },
+    kv: {
+      format: session.kvFormat,
+      policy: window ? "window" : (eviction?.policy ?? "full"),
+      keeps: describeKept({ window, eviction }),
+    },
     get memory() {
       return {
         weightBytes: opened.weightBytes,
@@ -100,7 +114,7 @@ export async function openWebEngine(
     maxBatch: 1,
   };
   const embedder = () => openSession(ort, folder, embedGraph(graph), choice);
-  return new PageEngine(info, tokenizer, session, samplingDefaults(generationConfig), embedder, ort);
+  return new PageEngine(info, tokenizer, session, samplingDefaults(generationConfig), embedder, ort, window);
 }
 
 function contextOf(id: string, { context, defaultContext }: WebEngineOptions, largest: number): number {
@@ -134,10 +148,10 @@ async function openSession(
   folder: ModelFolder,
   graph: string,
   { device }: BuildChoice,
-  { growing = false }: { growing?: boolean } = {},
+  { growing = false, changed }: { growing?: boolean; changed?: ModelProto } = {},
 ): Promise<{ session: InferenceSession; weightBytes: number; device?: GPUDevice; inPlace: boolean }> {
-  const bytes = await readAll(await folder.open(graph));
-  const model = decodeModel(bytes);
+  const bytes = changed ? encodeModel(changed) : await readAll(await folder.open(graph));
+  const model = changed ?? decodeModel(bytes);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
   const unpacked = await unpackedModel(folder, graph, model);
   const files: { path: string; data: Blob }[] = [];
@@ -215,10 +229,11 @@ class PageEngine implements Engine {
   constructor(
     readonly info: EngineInfo,
     readonly tokenizer: Tokenizer,
-    private readonly session: WebSession,
+    private readonly session: PageCache,
     private readonly defaults: SamplingOptions,
     private readonly openEmbedder: () => Promise<{ session: InferenceSession }>,
     private readonly ort: OrtModule,
+    private readonly window: WindowPolicy | undefined,
   ) {
     this.grammars = new GrammarCache(tokenizer);
   }
@@ -240,8 +255,10 @@ class PageEngine implements Engine {
     const { signal } = options;
     const done = await this.takeTurn();
     try {
-      const cached = await this.session.resume(prompt);
-      let next = prompt.slice(cached);
+      const { window } = this;
+      let seen = window ? windowTokens(prompt, window) : [...prompt];
+      const cached = await this.session.resume(seen);
+      let next = seen.slice(cached);
       let started = performance.now();
       let prefillMs: number | undefined;
       let last: Piece | undefined;
@@ -260,6 +277,11 @@ class PageEngine implements Engine {
         if (piece && generation.finished) last = piece;
         else if (piece) yield piece;
         next = generation.tokens.slice(-1);
+        seen.push(...next);
+        if (window && seen.length > window.budget) {
+          seen = windowTokens(seen, window);
+          next = seen.slice(await this.session.resume(seen));
+        }
       }
       // A stop ends the stream with what was said, not with an error.
       last ??= generation.end(signal?.aborted ? "aborted" : "length");

@@ -1,6 +1,7 @@
 /** The worker's side: it holds one model, answers the page's requests, and lends its engine to other ports. */
 import { NibbleError } from "../errors.ts";
 import type { Engine, Piece } from "../runtime/engine.ts";
+import { graphWithCache } from "./cache-choice.ts";
 import { type BuildChoice, chooseBuild, probeDevice } from "./device.ts";
 import { openWebEngine, tokenizerFiles } from "./engine.ts";
 import { graphFor } from "./integer-twin.ts";
@@ -91,7 +92,9 @@ async function open(
   const stored = await fetched(store, request, choice, report, signal, emit);
   const folder = await store.folder(stored.id);
   const paths = await Promise.all((await folder.list()).map((path) => sized(folder, path)));
-  const { graph } = selectFiles(paths, choice, report, request.graph);
+  const selected = selectFiles(paths, choice, report, request.graph).graph;
+  const there = paths.map(({ path }) => path);
+  const graph = graphWithCache(there, selected, request.graph !== undefined, request, choice);
   const directory = await store.directory(stored.id);
   const onMatrix = (done: number, total: number) => {
     signal.throwIfAborted();
@@ -104,12 +107,16 @@ async function open(
   signal.throwIfAborted();
   emit({ stage: "session" });
   const { context, growingCache: growing } = request;
-  const options = { id: stored.id, graph, choice, context, defaultContext: DEFAULT_CONTEXT, growing };
+  const options = { id: stored.id, graph, choice, context, defaultContext: DEFAULT_CONTEXT, growing, cache: request };
   const engine = await openWebEngine(ort, folder, options, place);
   tokenizerFilesOf.set(engine, await tokenizerFiles(folder));
   const loadMs = performance.now() - started;
   const hasChatTemplate = engine.tokenizer.chatTemplate !== undefined;
-  return { engine, loaded: { info: engine.info, choice, hasChatTemplate, loadMs, stored } };
+  const { info } = engine;
+  const notes = info.kv.keeps ? [info.kv.keeps] : [];
+  if (choice.device === "wasm" && request.kv === undefined && info.kv.format === "fp32")
+    notes.push(`${stored.id} has no int8 KV cache: the float one takes four times the memory.`);
+  return { engine, loaded: { info, choice, hasChatTemplate, loadMs, notes, stored } };
 }
 
 /** The model's files in OPFS: fetched where the source is elsewhere, refused first where they cannot fit. */

@@ -6,6 +6,7 @@
  *   for await (const chunk of answer) show(chunk.choices[0]?.delta.content ?? "");
  */
 import type { GenerateOptions, Piece } from "../runtime/engine.ts";
+import type { CacheWish } from "./cache-choice.ts";
 import { EngineWorker } from "./client.ts";
 import type { DeviceReport, DeviceWish } from "./device.ts";
 import { type ChatCompletions, chatCompletions } from "./openai.ts";
@@ -22,7 +23,7 @@ export type { LoadEvent, LoadedModel, Prompt } from "./protocol.ts";
 export { filesSource, type ModelSource } from "./remote.ts";
 export type { DownloadProgress, StoredModel } from "./store.ts";
 
-export interface CreateEngineOptions {
+export interface CreateEngineOptions extends CacheWish {
   /** Folder that serves onnxruntime-web's .mjs and .wasm files, relative to the page. Default "ort/". */
   readonly ortUrl?: string;
   /** Default `auto`: a real GPU through WebGPU, else WASM. */
@@ -67,10 +68,11 @@ export async function createEngine(
 ): Promise<WebEngine> {
   const worker = workerOf(options);
   const { device = "auto", context, threads, graph, asStored, growingCache, onProgress, signal } = options;
+  const { kv, kvPolicy, kvBudget } = options;
   const source = typeof model === "string" ? parseSource(model) : model;
   const ortUrl = new URL(options.ortUrl ?? "ort/", document.baseURI).href;
   try {
-    const request = { source, device, context, threads, graph, asStored, growingCache, ortUrl };
+    const request = { source, device, context, threads, graph, asStored, growingCache, kv, kvPolicy, kvBudget, ortUrl };
     await worker.load(request, { onEvent: onProgress, signal });
   } catch (error) {
     worker.terminate();

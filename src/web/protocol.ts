@@ -1,6 +1,7 @@
 /** What a page and the worker that owns its engine say to each other. */
 import type { EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
 import type { ChatMessage, ChatTemplateOptions } from "../tokenizer/tokenizer.ts";
+import type { CacheWish } from "./cache-choice.ts";
 import type { BuildChoice, DeviceReport, DeviceWish } from "./device.ts";
 import type { ModelSource } from "./remote.ts";
 import type { DownloadProgress, StoredModel } from "./store.ts";
@@ -8,7 +9,7 @@ import type { DownloadProgress, StoredModel } from "./store.ts";
 /** Something that takes no event, no parameter or gives no result. */
 type Nothing = undefined;
 
-export interface LoadRequest {
+export interface LoadRequest extends CacheWish {
   /** Where to take it from; `stored` opens what is in OPFS and needs no network. */
   readonly source: ModelSource | { readonly kind: "stored"; readonly id: string };
   readonly device: DeviceWish;
@@ -38,6 +39,8 @@ export interface LoadedModel {
   readonly choice: BuildChoice;
   readonly hasChatTemplate: boolean;
   readonly loadMs: number;
+  /** What the cache keeps, in words, where it forgets; and what runs otherwise than it might be expected. */
+  readonly notes: readonly string[];
   readonly stored: StoredModel;
 }
 

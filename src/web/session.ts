@@ -22,7 +22,7 @@ interface CacheSlot {
 }
 
 /** Tokens per run of a prompt: bounds the activations, and is how often a stop is looked at. */
-const PREFILL_CHUNK = 256;
+export const PREFILL_CHUNK = 256;
 /**
  * The same on an adapter with subgroups of fewer than 8 lanes (SwiftShader, some phones): onnxruntime-web 1.30's attention
  * of 32 tokens and more goes through a shader that gives wrong results there from the fifth row on, without an error.
@@ -32,7 +32,22 @@ const SMALLEST_SUBGROUP = 8;
 
 const bytesPerElement: Readonly<Record<string, number>> = { float32: 4, float16: 2, int8: 1, uint8: 1 };
 
-export class WebSession {
+/** What the page's engine asks of a cache that holds one sequence. */
+export interface PageCache {
+  /** Of keys and values, for one token. */
+  readonly kvBytesPerToken: number;
+  readonly kvBytes: number;
+  /** "fp32", "fp16", "int8", "int4", "int4-static"; "none" without a cache. */
+  readonly kvFormat: string;
+  /** Keeps what it can of a beginning of `prompt`; returns how many of its tokens need no run. At least one does. */
+  resume(prompt: readonly number[]): Promise<number>;
+  /** Feeds tokens; resolves to the logits (vocab) after the last one. */
+  step(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array>;
+  clear(): void;
+  dispose(): Promise<void>;
+}
+
+export class WebSession implements PageCache {
   private readonly slots: readonly CacheSlot[];
   private readonly inputs: ReadonlySet<string>;
   private caches = new Map<string, Tensor>();

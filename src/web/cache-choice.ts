@@ -1,0 +1,46 @@
+/** Which KV cache a page runs with, among the graphs of a stored model, and what does not go together. */
+import { cacheNeed } from "../kv/cache-need.ts";
+import { type KeptTokens, keptTokensOf, requireTogether } from "../kv/policies.ts";
+import type { ModelProto } from "../onnx/proto.ts";
+import { graphForKv, variantsOf } from "../runtime/folder.ts";
+import type { BuildChoice } from "./device.ts";
+
+export interface CacheWish {
+  /** Number format of the KV cache, as `--kv`; default: int8 on WASM where the model has it, else the graph's own. */
+  readonly kv?: string;
+  /** Which tokens it keeps, as `--kv-policy`; default "full". */
+  readonly kvPolicy?: string;
+  /** How many of them, as `--kv-budget`; default 1024. */
+  readonly kvBudget?: number;
+}
+
+/**
+ * The graph with the wanted cache; errors: `unsupported` with the formats that there are.
+ * @param graph the one with the float cache, or what the user named; @param asked the user named it
+ */
+export function graphWithCache(
+  paths: readonly string[],
+  graph: string,
+  asked: boolean,
+  { kv }: CacheWish,
+  { device }: Pick<BuildChoice, "device">,
+): string {
+  const variants = variantsOf(graph, paths);
+  const half = /_(q\df16|fp16)\.onnx$/.test(graph);
+  if (kv !== undefined) return graphForKv({ graph, variants }, kv, half ? "fp16" : "fp32");
+  return device === "wasm" && !asked ? (variants["kv-int8"] ?? graph) : graph;
+}
+
+/** Checked before anything is opened; errors: `bad_option`, `unsupported`. */
+export function keptInPage(
+  model: ModelProto,
+  { kvPolicy = "full", kvBudget }: CacheWish,
+  context: number | undefined,
+  largest: number,
+  { device }: Pick<BuildChoice, "device">,
+): KeptTokens & { readonly format: string } {
+  const kept = keptTokensOf(kvPolicy, kvBudget, context, largest);
+  const { format } = cacheNeed(model);
+  requireTogether(format, kept, device === "webgpu" ? "webgpu" : "cpu", 1);
+  return { ...kept, format };
+}

@@ -1,0 +1,166 @@
+/** KV caches in a page: formats and policies on WASM say what they say in Node; what a provider cannot do is refused. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { rtn } from "../../quant/recipes.ts";
+import { loadEngine } from "../../src/node/engine.ts";
+import { exportFolder } from "../../src/node/export-folder.ts";
+import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
+import { quantize } from "../../src/node/quantize.ts";
+import type { CreateEngineOptions } from "../../src/web/index.ts";
+import { repoPath } from "../helpers.ts";
+import { story } from "../kv/stories.ts";
+import { type Built, buildHarness } from "./build.ts";
+import { LIMIT_MS, noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
+import type { Harness } from "./fixtures/harness.ts";
+import { type Host, startHost } from "./host.ts";
+
+declare const nibble: Harness;
+
+type Wish = Pick<CreateEngineOptions, "device" | "kv" | "kvPolicy" | "kvBudget" | "asStored">;
+
+describe.skipIf(noChromium())("KV caches in Chromium", { timeout: LIMIT_MS + 30_000 }, () => {
+  let parent: string;
+  let harness: Built;
+  let host: Host;
+
+  beforeAll(async () => {
+    parent = await mkdtemp(join(tmpdir(), "nibble-web-kv-"));
+    process.env.NIBBLE_CACHE ??= join(parent, "cache");
+    const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+    await exportFolder(checkpoint, join(parent, "float"), { kv: "int4" });
+    const rounded = await quantize(checkpoint, rtn());
+    await exportFolder(rounded, join(parent, "q4"), { check: false });
+    await rounded.dispose();
+    await checkpoint.dispose();
+    harness = await buildHarness();
+    const folders = {
+      "/": harness.folder,
+      "/float/": join(parent, "float/"),
+      "/q4/": join(parent, "q4/"),
+      "/ort/": repoPath("node_modules/onnxruntime-web/dist"),
+    };
+    host = await startHost({ folders });
+  }, 120_000);
+  afterAll(async () => {
+    await host?.close();
+    await harness?.remove();
+    await rm(parent, { recursive: true, force: true });
+  });
+
+  /** Greedy tokens after each prompt in turn, from one engine; the error's code and parameter where it does not open. */
+  function inPage(model: string, wishes: readonly Wish[], prompts: readonly (readonly number[])[], maxTokens: number) {
+    return withBrowser(
+      async (context) => {
+        const { page } = await openPage(context, `${host.url}/harness.html`);
+        return page.evaluate(
+          async ([url, all, starts, count]) => {
+            const results = [];
+            for (const wish of all) {
+              const options = { startWorker: nibble.startWorker, ortUrl: "/ort/", ...wish };
+              const engine = await nibble.createEngine(url, options).catch((error) => error);
+              if (engine instanceof Error) {
+                const { code, param, message } = engine as Error & { code: string; param: string };
+                results.push({ code, param, message });
+                continue;
+              }
+              const texts: number[][] = [];
+              for (const ids of starts) {
+                const said: number[] = [];
+                const options = { temperature: 0, maxTokens: count, ignoreEos: true };
+                for await (const piece of engine.generate({ kind: "ids", ids: [...ids] }, options)) {
+                  said.push(...piece.tokens);
+                }
+                texts.push(said);
+              }
+              const { info, notes } = engine.model;
+              engine.dispose();
+              results.push({ texts, kv: info.kv, file: info.file, notes });
+            }
+            return results;
+          },
+          [model, wishes, prompts, maxTokens] as const,
+        );
+      },
+      { flags: wishes.some(({ device }) => device === "webgpu") ? WEBGPU : undefined, timeoutMs: LIMIT_MS },
+    );
+  }
+
+  async function inNode(wish: Wish, prompts: readonly (readonly number[])[], maxTokens: number) {
+    const { kv, kvPolicy, kvBudget } = wish;
+    const engine = await loadEngine(join(parent, "float"), { kv, kvPolicy, kvBudget, threads: 1, speculate: false });
+    const texts: number[][] = [];
+    for (const prompt of prompts) {
+      const said: number[] = [];
+      for await (const piece of engine.generate(prompt, { temperature: 0, maxTokens, ignoreEos: true })) {
+        said.push(...piece.tokens);
+      }
+      texts.push(said);
+    }
+    await engine.dispose();
+    return texts;
+  }
+
+  test("every format and policy says on WASM what it says in Node, for one text after the other", async () => {
+    const wishes: Wish[] = [
+      { device: "wasm" },
+      { device: "wasm", kv: "fp32" },
+      { device: "wasm", kv: "int4" },
+      { device: "wasm", kvPolicy: "window", kvBudget: 80 },
+      { device: "wasm", kvPolicy: "h2o", kvBudget: 80 },
+      { device: "wasm", kvPolicy: "snapkv", kvBudget: 80 },
+      { device: "wasm", kv: "fp32", kvPolicy: "keydiff", kvBudget: 80 },
+      { device: "wasm", kvPolicy: "expected", kvBudget: 80 },
+    ];
+    // the first one is beyond every budget; 20 tokens on, other kernels' rounding may have met a close call
+    const prompts = [story.slice(0, 150), story.slice(0, 5)];
+    const results = await inPage("/float/", wishes, prompts, 20);
+    const formats = results.map((result) => ("kv" in result ? `${result.kv?.format} ${result.kv?.policy}` : result));
+    expect(formats).toEqual([
+      ...["int8 full", "fp32 full", "int4 full", "int8 window", "int8 h2o", "int8 snapkv"],
+      ...["fp32 keydiff", "int8 expected"],
+    ]);
+    for (const [i, wish] of wishes.entries()) {
+      expect(results[i].texts, JSON.stringify(wish)).toEqual(await inNode(wish, prompts, 20));
+    }
+    expect(results[4].notes).toEqual([expect.stringContaining("44 scored highest")]);
+  });
+
+  test("a policy with nothing to drop says what the full cache says", async () => {
+    const policies = ["full", "window", "h2o", "snapkv", "keydiff", "expected"];
+    const wishes = policies.map(
+      (kvPolicy): Wish => ({ device: "wasm", kvPolicy, kvBudget: kvPolicy === "full" ? undefined : 400 }),
+    );
+    const [full, ...others] = await inPage("/float/", wishes, [story.slice(0, 100)], 60);
+    for (const [i, other] of others.entries()) expect(other.texts, policies[i + 1]).toEqual(full.texts);
+  });
+
+  test("a quantized model runs on WASM with the int8 cache, as its integer twin and as stored", async () => {
+    const wishes: Wish[] = [{ device: "wasm" }, { device: "wasm", kv: "fp32" }, { device: "wasm", asStored: true }];
+    const results = await inPage("/q4/", wishes, [story.slice(0, 20)], 30);
+    expect(results.map(({ kv }) => kv?.format)).toEqual(["int8", "fp32", "int8"]);
+    for (const { texts } of results) expect(texts?.[0]).toHaveLength(30);
+    // rounding a cache moves a close call later on, not the beginning
+    expect(results[0].texts?.[0].slice(0, 10)).toEqual(results[1].texts?.[0].slice(0, 10));
+  });
+
+  test("WebGPU runs the float cache and a window; the rest is refused by name", async () => {
+    const device = "webgpu";
+    const wishes: Wish[] = [
+      { device, kvPolicy: "window", kvBudget: 64 },
+      { device, kv: "int8" },
+      { device, kv: "int4" },
+      { device, kvPolicy: "snapkv" },
+      { device: "wasm", kv: "int4", kvPolicy: "h2o" },
+      { device: "wasm", kv: "fp16" },
+    ];
+    const [window, ...refused] = await inPage("/float/", wishes, [story.slice(0, 60)], 12);
+    expect(window.kv).toMatchObject({ format: "fp32", policy: "window" });
+    expect(window.texts).toEqual(
+      await inNode({ kv: "fp32", kvPolicy: "window", kvBudget: 64 }, [story.slice(0, 60)], 12),
+    );
+    expect(refused.map(({ param }) => param)).toEqual(["kv", "kv", "kvPolicy", "kvPolicy", "kv"]);
+    for (const { code } of refused) expect(code).toBe("unsupported");
+  });
+});
