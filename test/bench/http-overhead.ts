@@ -1,11 +1,13 @@
 /**
- * What HTTP costs: tokens per second and time to first token through a streamed chat completion against the engine in
- * the same process, one client, rounds interleaved so that a busy machine slows both alike.
+ * What HTTP costs: tokens per second and time to first token through a streamed chat completion, to one client in a
+ * process of its own, against the engine in this process; rounds interleaved so that a busy machine slows both alike.
  *
  *   npx tsx test/bench/http-overhead.ts FOLDER [rounds = 8] [tokens = 64]
  */
+import { fork } from "node:child_process";
 import { serve } from "../../server/main.ts";
 import { loadEngine } from "../../src/node/engine.ts";
+import type { Arrivals } from "./http-client.ts";
 
 const [folder, rounds = "8", tokens = "64"] = process.argv.slice(2);
 const maxTokens = Number(tokens);
@@ -13,17 +15,16 @@ const content = "Write a long story about a dog.";
 const engine = await loadEngine(folder);
 const model = { id: "m", created: 0, sizeBytes: 0, load: async () => engine };
 const server = await serve({ models: [model], port: 0 });
+const client = fork(new URL("./http-client.ts", import.meta.url));
 
 interface Timing {
   readonly firstMs: number;
   readonly tokensPerSecond: number;
 }
 
-/** Of the instants at which tokens arrived. */
-function timing(start: number, arrivals: readonly number[]): Timing {
-  const [first] = arrivals;
-  const last = arrivals[arrivals.length - 1];
-  return { firstMs: first - start, tokensPerSecond: ((maxTokens - 1) / (last - first)) * 1000 };
+/** Of the milliseconds at which the first and the last token arrived. */
+function timing(firstMs: number, lastMs: number): Timing {
+  return { firstMs, tokensPerSecond: ((maxTokens - 1) / (lastMs - firstMs)) * 1000 };
 }
 
 async function inProcess(): Promise<Timing> {
@@ -36,22 +37,17 @@ async function inProcess(): Promise<Timing> {
     ? tokenizer.encode(tokenizer.applyChatTemplate(messages), { addSpecialTokens: false })
     : tokenizer.encode(content);
   for await (const { text } of engine.generate(prompt, options)) if (text) arrivals.push(performance.now());
-  return timing(start, arrivals);
+  return timing(arrivals[0] - start, arrivals[arrivals.length - 1] - start);
 }
 
-async function throughHttp(): Promise<Timing> {
-  const start = performance.now();
-  const arrivals: number[] = [];
+function throughHttp(): Promise<Timing> {
   const messages = [{ role: "user", content }];
   const body = { messages, max_tokens: maxTokens, temperature: 0, ignore_eos: true, stream: true };
-  const response = await fetch(`${server.url}/v1/chat/completions`, { method: "POST", body: JSON.stringify(body) });
-  const decoder = new TextDecoder();
-  for await (const chunk of response.body!) {
-    const text = decoder.decode(chunk, { stream: true });
-    const pieces = text.split("\n\n").filter((event) => event.includes('"content":"'));
-    for (const _ of pieces) arrivals.push(performance.now());
-  }
-  return timing(start, arrivals);
+  client.send({ url: `${server.url}/v1/chat/completions`, body: JSON.stringify(body) });
+  return new Promise((resolve, reject) => {
+    client.once("message", ({ firstMs, lastMs }: Arrivals) => resolve(timing(firstMs, lastMs)));
+    client.once("exit", (code) => reject(new Error(`the client ended with ${code}`)));
+  });
 }
 
 const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1];
@@ -73,5 +69,6 @@ console.log(
     `HTTP / engine ${((100 * speed(httpTimes)) / speed(engineTimes)).toFixed(1)} %, ` +
     `added to the first token ${(first(httpTimes) - first(engineTimes)).toFixed(2)} ms`,
 );
+client.removeAllListeners().kill();
 await server.close();
 process.exit(0);

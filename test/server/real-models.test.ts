@@ -251,21 +251,47 @@ describe.skipIf(isMissing(modelPath("qwen", "hf")))("Qwen2.5-Coder-0.5B", () => 
     });
   });
 
-  test("auto: the model's own call is read, its answer to the result is text", { timeout: 5 * MINUTE }, async () => {
+  const asked: OpenAI.ChatCompletionMessageParam[] = [
+    { role: "user", content: "What is the weather in Paris, in celsius?" },
+  ];
+  const auto = { model: "qwen", tools: tools.slice(0, 1), temperature: 0, max_completion_tokens: 80 };
+
+  test("auto: the call that the model chose to make is read, whole and streamed alike", {
+    timeout: 5 * MINUTE,
+  }, async () => {
+    const { choices } = await qwen.openai.chat.completions.create({ ...auto, messages: asked });
+    const [call] = choices[0].message.tool_calls as OpenAI.ChatCompletionMessageFunctionToolCall[];
+    expect([choices[0].finish_reason, call.function.name]).toEqual(["tool_calls", "get_weather"]);
+    expect(JSON.parse(call.function.arguments)).toMatchObject({ city: "Paris" });
+    const stream = qwen.openai.chat.completions.stream({ ...auto, messages: asked });
+    const streamed = (await stream.finalChatCompletion()).choices[0];
+    const [again] = streamed.message.tool_calls ?? [];
+    expect([streamed.finish_reason, again.function.arguments]).toEqual(["tool_calls", call.function.arguments]);
+  });
+
+  // what so small a model makes of the result is its own: as often as not it asks again
+  test("the result goes to the model in its own words; where it may not call, what it writes is text", {
+    timeout: 5 * MINUTE,
+  }, async () => {
+    const id = "call_abcdefgh";
+    const calling = { name: "get_weather", arguments: '{"city": "Paris", "unit": "celsius"}' };
     const messages: OpenAI.ChatCompletionMessageParam[] = [
-      { role: "user", content: "What is the weather in Paris, in celsius?" },
+      ...asked,
+      { role: "assistant", content: null, tool_calls: [{ id, type: "function", function: calling }] },
+      { role: "tool", tool_call_id: id, content: '{"temperature": 31}' },
     ];
-    const request = { model: "qwen", tools: tools.slice(0, 1), temperature: 0, max_completion_tokens: 80 };
-    const { choices } = await qwen.openai.chat.completions.create({ ...request, messages });
-    const [call] = choices[0].message.tool_calls ?? [];
-    expect(choices[0].finish_reason).toBe("tool_calls");
-    expect(call).toMatchObject({
-      type: "function",
-      function: { name: "get_weather", arguments: expect.stringContaining("Paris") },
-    });
-    messages.push(choices[0].message, { role: "tool", tool_call_id: call.id, content: '{"temperature": 31}' });
-    const after = await qwen.openai.chat.completions.create({ ...request, messages, tool_choice: "none" });
-    expect(after.choices[0].message.content).toContain("31");
+    const request = { ...auto, messages, tool_choice: "none" as const };
+    const body = JSON.stringify(request);
+    const { prompt } = await (await fetch(`${qwen.server.url}/apply-template`, { method: "POST", body })).json();
+    expect(prompt).toContain(
+      '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}\n</tool_call><|im_end|>\n' +
+        '<|im_start|>user\n<tool_response>\n{"temperature": 31}\n</tool_response><|im_end|>\n<|im_start|>assistant\n',
+    );
+    let written = "";
+    const ids = qwen.engine.tokenizer.encode(prompt, { addSpecialTokens: false });
+    for await (const piece of qwen.engine.generate(ids, { temperature: 0, maxTokens: 80 })) written += piece.text;
+    const [{ message, finish_reason }] = (await qwen.openai.chat.completions.create(request)).choices;
+    expect([message.content, message.tool_calls, finish_reason]).toEqual([written, undefined, "stop"]);
   });
 
   const gaps: [before: string, after: string, filled: string][] = [
