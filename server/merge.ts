@@ -6,6 +6,10 @@ export async function* merge<T>(
   sources: readonly AsyncIterable<T>[],
   atOnce = sources.length,
 ): AsyncGenerator<{ index: number; item: T }> {
+  if (sources.length === 1) {
+    for await (const item of sources[0]) yield { index: 0, item }; // most requests
+    return;
+  }
   type Step = { index: number; result: IteratorResult<T> };
   const iterators: AsyncIterator<T>[] = [];
   const step = async (index: number): Promise<Step> => ({ index, result: await iterators[index].next() });

@@ -1,5 +1,5 @@
-/** The client of http-overhead.ts, a process of its own as clients are: sends a request, times each token's arrival. */
-import { Agent, request } from "node:http";
+/** The client of http-overhead.ts, a process of its own as clients are: it reads, and notes when tokens arrive. */
+import { connect } from "node:net";
 
 /** Milliseconds from the request to its first token and to its last. */
 export interface Arrivals {
@@ -7,36 +7,35 @@ export interface Arrivals {
   readonly lastMs: number;
 }
 
-const agent = new Agent({ keepAlive: true });
-
+/** Over a bare socket: what a client makes of its answer is no cost of the server's. */
 function ask({ url, body }: { url: string; body: string }): Promise<Arrivals> {
+  const { hostname, port, host, pathname } = new URL(url);
   return new Promise((resolve, reject) => {
-    const start = performance.now();
+    const socket = connect({ host: hostname, port: Number(port), noDelay: true });
+    let start = 0;
     let firstMs: number | undefined;
     let lastMs = 0;
-    const sent = request(url, { method: "POST", agent, headers: { "Content-Type": "application/json" } }, (answer) => {
-      answer.setEncoding("utf8");
-      answer.on("data", (text: string) => {
-        if (!text.includes('"content":"')) return;
+    socket.setEncoding("utf8");
+    socket.on("connect", () => {
+      start = performance.now();
+      const length = Buffer.byteLength(body);
+      socket.write(`POST ${pathname} HTTP/1.1\r\nHost: ${host}\r\nContent-Length: ${length}\r\n\r\n${body}`);
+    });
+    socket.on("data", (text: string) => {
+      if (text.includes('"content":"')) {
         lastMs = performance.now() - start;
         firstMs ??= lastMs;
-      });
-      answer.on("end", () =>
-        firstMs === undefined ? reject(new Error("no token came")) : resolve({ firstMs, lastMs }),
-      );
-      answer.on("error", reject);
+      }
+      if (text.includes("[DONE]")) socket.end();
     });
-    sent.on("error", reject);
-    sent.end(body);
+    socket.on("close", () => {
+      if (firstMs === undefined) reject(new Error("no token came"));
+      else resolve({ firstMs, lastMs });
+    });
+    socket.on("error", reject);
   });
 }
 
-process.on("message", (message: { url: string; body: string }) => {
-  ask(message).then(
-    (arrivals) => process.send?.(arrivals),
-    (error) => {
-      console.error(error);
-      process.exit(1);
-    },
-  );
+process.on("message", async (message: { url: string; body: string }) => {
+  process.send?.(await ask(message));
 });
