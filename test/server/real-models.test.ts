@@ -265,7 +265,7 @@ describe.skipIf(isMissing(modelPath("qwen", "hf")))("Qwen2.5-Coder-0.5B", () => 
     expect(JSON.parse(call.function.arguments)).toMatchObject({ city: "Paris" });
     const stream = qwen.openai.chat.completions.stream({ ...auto, messages: asked });
     const streamed = (await stream.finalChatCompletion()).choices[0];
-    const [again] = streamed.message.tool_calls ?? [];
+    const [again] = streamed.message.tool_calls as OpenAI.ChatCompletionMessageFunctionToolCall[];
     expect([streamed.finish_reason, again.function.arguments]).toEqual(["tool_calls", call.function.arguments]);
   });
 
