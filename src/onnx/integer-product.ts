@@ -41,7 +41,7 @@ const ROUGH = new Set(["Mul", "Gelu", "QuickGelu", "Relu", "Slice"]);
 /**
  * How finely the inputs of a product are rounded, by the operator that made them. SmolLM2 (8-bit weights, KL on 4 windows
  * of wikitext-2): one plane everywhere adds 0.0162, two planes in front of down projections and head leave 0.004 of that
- * and cost a tenth of the products.
+ * and cost a tenth of the products. The file that `default` writes, 16 windows: 0.1014 at accuracy level 0, its twin 0.1059.
  */
 export function planesAfter(opType: string | undefined): Planes {
   return opType !== undefined && ROUGH.has(opType) ? 2 : 1;

@@ -1,14 +1,18 @@
 /** The integer twin of a 4-bit graph, run natively here; test/browser runs it on WASM. */
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as ort from "onnxruntime-node";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { tokenWindows } from "../../quant/calibrate.ts";
 import { ortProducts } from "../../quant/products.ts";
 import { quantizeModel } from "../../quant/quantize.ts";
 import { rtn } from "../../quant/recipes.ts";
-import { resolveModel } from "../../src/arch/index.ts";
+import { type Model, resolveModel } from "../../src/arch/index.ts";
+import { floatWeights } from "../../src/arch/weights.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
+import { BlockForward } from "../../src/eval/block-forward.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { int8Columns } from "../../src/export/int8-columns.ts";
 import { toIntegerGraph } from "../../src/export/integer-graph.ts";
@@ -19,12 +23,16 @@ import { nodeSink } from "../../src/node/folder-sink.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
 import { Graph } from "../../src/onnx/graph.ts";
 import * as ops from "../../src/onnx/ops.ts";
+import type { Ort } from "../../src/onnx/ort.ts";
 import { decodeModel, encodeModel, type ModelProto, type TensorProto } from "../../src/onnx/proto.ts";
 import { unpackMatrix } from "../../src/tensor/pack.ts";
 import { dequantize } from "../../src/tensor/quantized.ts";
+import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
 
 const GRAPH = "onnx/model_q4.onnx";
+/** Issue "6 of 6": drift added to the 4-bit file's is at most 0.02 nats. */
+const MOST_ADDED_KL = 0.02;
 const prompt = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376];
 
 /** An initializer's bytes, inline or in the file beside the graph. */
@@ -38,13 +46,17 @@ async function readTensor(folder: FolderSource, tensor: TensorProto): Promise<Ui
 }
 
 /** Log-probabilities of every position (tokens, vocab), `chunk` tokens a run. */
-async function logProbabilities(session: ort.InferenceSession, chunk = prompt.length): Promise<Float32Array[]> {
+async function logProbabilities(
+  session: ort.InferenceSession,
+  text: readonly number[],
+  chunk = text.length,
+): Promise<Float32Array[]> {
   const int64 = (values: readonly number[], dims: number[]) =>
     new ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
   const rows: Float32Array[] = [];
   let past: ort.InferenceSession.OnnxValueMapType = {};
-  for (let start = 0; start < prompt.length; start += chunk) {
-    const ids = prompt.slice(start, start + chunk);
+  for (let start = 0; start < text.length; start += chunk) {
+    const ids = text.slice(start, start + chunk);
     const total = start + ids.length;
     const feeds: Record<string, ort.OnnxValue> = {
       input_ids: int64(ids, [1, ids.length]),
@@ -81,15 +93,14 @@ describe("the integer twin of a 4-bit graph", () => {
   let folder: FolderSource;
   let model: ModelProto;
   let integer: ModelProto;
+  let float: Model;
   let data: Uint8Array;
 
   beforeAll(async () => {
     temporary = await mkdtemp(join(tmpdir(), "nibble-int-"));
     const checkpoint = await openHfFolder(nodeFolder(repoPath("models/stories260k")));
-    const { model: resolved, weights } = await quantizeModel(resolveModel(checkpoint), rtn(), [], {
-      ort,
-      products: ortProducts(ort),
-    });
+    float = resolveModel(checkpoint);
+    const { model: resolved, weights } = await quantizeModel(float, rtn(), [], { ort, products: ortProducts(ort) });
     const out = await nodeSink(join(temporary, "q4"));
     await exportModel({ model: resolved, weights }, out, { dtype: "q4" });
     await out.commit();
@@ -114,15 +125,15 @@ describe("the integer twin of a 4-bit graph", () => {
     expect(new Set(locations)).toEqual(new Set(["int8.bin"]));
   });
 
+  const openFour = async () => (await openGraph(ort as never, folder, GRAPH, { accuracyLevel: 0 })) as never;
+  const openTwin = () =>
+    ort.InferenceSession.create(encodeModel(integer), { externalData: [{ path: "int8.bin", data }] });
+
   test("drifts from the 4-bit graph by the activations' rounding only", async () => {
-    const four = await logProbabilities((await openGraph(ort as never, folder, GRAPH, { accuracyLevel: 0 })) as never);
-    const session = await ort.InferenceSession.create(encodeModel(integer), {
-      externalData: [{ path: "int8.bin", data }],
-    });
-    /** Issue "6 of 6": drift added to the 4-bit file's is at most 0.02 nats. */
-    const MOST_ADDED_KL = 0.02;
+    const four = await logProbabilities(await openFour(), prompt);
+    const session = await openTwin();
     for (const chunk of [prompt.length, 3, 1]) {
-      const added = meanKl(four, await logProbabilities(session, chunk));
+      const added = meanKl(four, await logProbabilities(session, prompt, chunk));
       expect(added).toBeGreaterThan(0);
       expect(added).toBeLessThan(MOST_ADDED_KL);
     }
@@ -136,6 +147,32 @@ describe("the integer twin of a 4-bit graph", () => {
     expect(one.filter(({ opType }) => opType === "DynamicQuantizeMatMul").length).toBeGreaterThan(10);
     expect(any.filter(({ opType }) => opType === "DynamicQuantizeMatMul")).toEqual([]);
     expect(one.length).toBeLessThan(any.length * 0.7);
+  });
+
+  test("adds at most 0.02 to the 4-bit graph's drift from the float model, on text", async () => {
+    const { sideFiles, config } = float.checkpoint;
+    const texts = [readFileSync(repoPath("models/stories260k/stories-sample.txt"), "utf8")];
+    const tokenizer = loadTokenizer(sideFiles, { config });
+    const windows = tokenWindows(tokenizer, { texts, sequenceLength: 256, windows: 8 });
+    const forward = new BlockForward(ort as Ort, float, floatWeights(float.checkpoint), 256);
+    const hidden = await forward.embed(windows);
+    for (let layer = 0; layer < float.config.layers; layer++) await forward.block(layer, hidden);
+    const reference: Float32Array[][] = [];
+    for await (const logits of forward.logits(hidden)) {
+      const vocab = logits.length / 256;
+      reference.push(Array.from({ length: 256 }, (_, at) => logSoftmax(logits.subarray(at * vocab, (at + 1) * vocab))));
+    }
+    await forward.dispose();
+    const drift = async (session: ort.InferenceSession, chunk: number) => {
+      let sum = 0;
+      for (const [i, ids] of windows.entries())
+        sum += meanKl(reference[i], await logProbabilities(session, ids, chunk));
+      return sum / windows.length;
+    };
+    const four = await drift(await openFour(), 256);
+    expect(four).toBeGreaterThan(0);
+    const twin = await openTwin();
+    for (const chunk of [256, 1]) expect((await drift(twin, chunk)) - four).toBeLessThan(MOST_ADDED_KL);
   });
 
   test("cuts a wide head into parts that give what the whole gives", async () => {
