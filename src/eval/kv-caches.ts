@@ -4,15 +4,15 @@
  */
 import { NibbleError } from "../errors.ts";
 import { graphPath, type Manifest } from "../export/model-folder.ts";
-import { openGraph } from "../export/open-graph.ts";
-import { type FolderSink, type FolderSource, readAll } from "../files.ts";
+import { openGraph, readGraph } from "../export/open-graph.ts";
+import type { FolderSink, FolderSource } from "../files.ts";
 import { sha256Hex } from "../hash.ts";
 import { withInt4Cache } from "../kv/int4.ts";
 import { RECENT, SINKS } from "../kv/int4-tiers.ts";
 import { SCALE_MARGIN, scalesFromMagnitudes, withInt8Cache } from "../kv/int8.ts";
 import { memoryFile } from "../memory-files.ts";
 import type { Ort } from "../onnx/ort.ts";
-import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
+import { encodeModel, type ModelProto } from "../onnx/proto.ts";
 import { openCache } from "../runtime/open-cache.ts";
 import { type CacheDrift, measureCache } from "./cache-drift.ts";
 import { cacheStatistics, type LayerStatistics, type StatisticsOptions } from "./cache-statistics.ts";
@@ -170,13 +170,4 @@ function withFile(folder: FolderSource, path: string, bytes: Uint8Array): Folder
     has: async (name) => name === path || folder.has(name),
     open: async (name) => (name === path ? memoryFile(name, bytes) : folder.open(name)),
   };
-}
-
-async function readGraph(folder: FolderSource, path: string): Promise<ModelProto> {
-  const source = await folder.open(path);
-  try {
-    return decodeModel(await readAll(source));
-  } finally {
-    await source.close?.();
-  }
 }

@@ -79,6 +79,16 @@ export async function unpackedModel(
   }
 }
 
+/** The graph of a file as it is stored, its large tensors left where they are. */
+export async function readGraph(folder: FolderSource, path: string): Promise<ModelProto> {
+  const source = await folder.open(path);
+  try {
+    return decodeModel(await readAll(source));
+  } finally {
+    await source.close?.();
+  }
+}
+
 /** Names of the files beside the graph that hold its large tensors. */
 export function dataFiles(model: ModelProto): readonly string[] {
   const locations = model.graph.initializer.flatMap(({ dataLocation, externalData = [] }) =>

@@ -58,8 +58,14 @@ export function requireTogether(format: string, { eviction }: KeptTokens, device
     refuse(`--kv-policy ${eviction.policy} goes with float and int8 caches, not with ${format}.`, "kvPolicy");
 }
 
+/** For people and for `EngineInfo`: the policy's name, and what it keeps. */
+export function policyOf(kept: KeptTokens): { readonly policy: string; readonly keeps?: string } {
+  const { window, eviction } = kept;
+  return { policy: window ? "window" : (eviction?.policy ?? "full"), keeps: describeKept(kept) };
+}
+
 /** What is kept, for people; undefined where that is everything. */
-export function describeKept({ window, eviction }: KeptTokens): string | undefined {
+function describeKept({ window, eviction }: KeptTokens): string | undefined {
   if (window) {
     return `window: the cache keeps the first ${SINK_TOKENS} tokens and the newest, at most ${window.budget}; it forgets what lies between`;
   }

@@ -2,11 +2,10 @@
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { NibbleError } from "../errors.ts";
-import { dataFiles } from "../export/open-graph.ts";
-import { readAll } from "../files.ts";
+import { dataFiles, readGraph } from "../export/open-graph.ts";
 import { cacheNeed } from "../kv/cache-need.ts";
 import { type KeptTokens, keptTokensOf, mostTokens, requireTogether } from "../kv/policies.ts";
-import { decodeModel, type ModelProto } from "../onnx/proto.ts";
+import type { ModelProto } from "../onnx/proto.ts";
 import { graphForKv, type ModelOffer } from "../runtime/folder.ts";
 import { nodeFolder } from "./files.ts";
 import type { MemoryNeed } from "./memory.ts";
@@ -36,10 +35,11 @@ export async function chooseCache(folder: string, offer: ModelOffer, wish: Cache
   const { device = "cpu", kvPolicy = "full", kvBudget, context, kv, maxBatch = 1 } = wish;
   const kept = keptTokensOf(kvPolicy, kvBudget, context, offer.contextLength);
   const positions = kept.window?.budget ?? contextOf(folder, offer, context);
-  const float = await readGraph(folder, offer.graph);
+  const source = nodeFolder(folder);
+  const float = await readGraph(source, offer.graph);
   const floatFormat = cacheNeed(float).format;
   const graph = graphForKv(offer, kv ?? (device === "webgpu" ? floatFormat : undefined), floatFormat);
-  const model = graph === offer.graph ? float : await readGraph(folder, graph);
+  const model = graph === offer.graph ? float : await readGraph(source, graph);
   const { format, bytesPerToken, fixedBytes } = cacheNeed(model);
   requireTogether(format, kept, device, maxBatch);
   return {
@@ -83,13 +83,4 @@ async function sizeOf(folder: string, graph: string, model: ModelProto): Promise
     sizeBytes += size;
   }
   return sizeBytes;
-}
-
-async function readGraph(folder: string, path: string): Promise<ModelProto> {
-  const source = await nodeFolder(folder).open(path);
-  try {
-    return decodeModel(await readAll(source));
-  } finally {
-    await source.close?.();
-  }
 }

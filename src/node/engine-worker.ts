@@ -7,7 +7,7 @@ import { NibbleError } from "../errors.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
 import { evictionPolicy } from "../kv/eviction.ts";
 import { withEviction } from "../kv/eviction-graph.ts";
-import { describeKept } from "../kv/policies.ts";
+import { policyOf } from "../kv/policies.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import { DraftModel } from "../runtime/draft.ts";
@@ -233,11 +233,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
       contextLength,
       vocabSize,
       binding: `node-${setup.device}${setup.binding === "capi" ? "-capi" : ""}`,
-      kv: {
-        format: session.shape.kvFormat,
-        policy: window ? "window" : (eviction?.policy ?? "full"),
-        keeps: describeKept({ window, eviction }),
-      },
+      kv: { format: session.shape.kvFormat, ...policyOf({ window, eviction }) },
       maxBatch,
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,

@@ -5,7 +5,7 @@ import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { dataFiles, unpackedModel } from "../export/open-graph.ts";
 import { type FolderSource, readAll, readText } from "../files.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
-import { describeKept } from "../kv/policies.ts";
+import { policyOf } from "../kv/policies.ts";
 import { type WindowPolicy, windowTokens } from "../kv/window.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { Engine, EngineInfo, EngineStats, GenerateOptions, Piece, SamplingOptions } from "../runtime/engine.ts";
@@ -77,8 +77,8 @@ export async function openWebEngine(
   const generationConfig = await readJson(folder, "generation_config.json");
   const manifest = (await readJson(folder, MANIFEST)) as Partial<Manifest>;
   const largest = manifest.contextLength ?? numberOf(config.max_position_embeddings ?? config.n_positions) ?? 2048;
-  const model = decodeModel(await readAll(await made.folder.open(made.graph)));
-  const { window, eviction, format } = keptInPage(model, options.cache ?? {}, options.context, largest, choice);
+  const stored = await readGraphFile(made.folder, made.graph);
+  const { window, eviction, format } = keptInPage(stored.model, options.cache ?? {}, options.context, largest, choice);
   const contextLength = window?.budget ?? contextOf(id, options, largest);
   // the table of families is a part of the page that only these models load
   const switches = /longrope|"su"/.test(JSON.stringify([config.rope_scaling, config.rope_parameters]));
@@ -86,11 +86,11 @@ export async function openWebEngine(
     ? (await import("../arch/capabilities.ts")).capabilitiesOf(config, contextLength)
     : {};
   const kept = eviction || format.startsWith("int4") ? await import("./kept-session.ts") : undefined;
-  const changed = eviction && kept ? kept.forgetting(model, eviction) : model;
-  const opened = await openSession(ort, made.folder, made.graph, choice, { ...options, changed });
+  const file = eviction && kept ? asFile(kept.forgetting(stored.model, eviction)) : stored;
+  const opened = await openSession(ort, made.folder, made.graph, file, choice, options.growing);
   const gpu = opened.device && { device: opened.device, maxRows: contextLength, inPlace: opened.inPlace };
   const session = kept
-    ? kept.openKept(ort, opened.session, changed, made.graph, contextLength, eviction)
+    ? kept.openKept(ort, opened.session, file.model, made.graph, contextLength, eviction)
     : new WebSession(ort, opened.session, recomputeAbove, gpu);
   const info: EngineInfo = {
     id,
@@ -99,11 +99,7 @@ export async function openWebEngine(
     contextLength: window ? Number.MAX_SAFE_INTEGER : contextLength,
     vocabSize: numberOf(config.vocab_size) ?? tokenizer.vocabSize,
     binding: choice.build,
-    kv: {
-      format: session.kvFormat,
-      policy: window ? "window" : (eviction?.policy ?? "full"),
-      keeps: describeKept({ window, eviction }),
-    },
+    kv: { format: session.kvFormat, ...policyOf({ window, eviction }) },
     get memory() {
       return {
         weightBytes: opened.weightBytes,
@@ -113,7 +109,10 @@ export async function openWebEngine(
     },
     maxBatch: 1,
   };
-  const embedder = () => openSession(ort, folder, embedGraph(graph), choice);
+  const embedder = async () => {
+    const path = embedGraph(graph);
+    return openSession(ort, folder, path, await readGraphFile(folder, path), choice);
+  };
   return new PageEngine(info, tokenizer, session, samplingDefaults(generationConfig), embedder, ort, window);
 }
 
@@ -142,16 +141,30 @@ function samplingDefaults(config: Json): SamplingOptions {
   return Object.fromEntries(Object.entries(defaults).filter(([, value]) => value !== undefined));
 }
 
+/** A graph, and the bytes that say it. */
+interface GraphFile {
+  readonly bytes: Uint8Array;
+  readonly model: ModelProto;
+}
+
+async function readGraphFile(folder: ModelFolder, path: string): Promise<GraphFile> {
+  const bytes = await readAll(await folder.open(path));
+  return { bytes, model: decodeModel(bytes) };
+}
+
+function asFile(model: ModelProto): GraphFile {
+  return { bytes: encodeModel(model), model };
+}
+
 /** A session on the graph's bytes and its data files, each handed over as a Blob, or on its unpacked constants. */
 async function openSession(
   ort: OrtModule,
   folder: ModelFolder,
   graph: string,
+  { bytes, model }: GraphFile,
   { device }: BuildChoice,
-  { growing = false, changed }: { growing?: boolean; changed?: ModelProto } = {},
+  growing = false,
 ): Promise<{ session: InferenceSession; weightBytes: number; device?: GPUDevice; inPlace: boolean }> {
-  const bytes = changed ? encodeModel(changed) : await readAll(await folder.open(graph));
-  const model = changed ?? decodeModel(bytes);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
   const unpacked = await unpackedModel(folder, graph, model);
   const files: { path: string; data: Blob }[] = [];

@@ -3,9 +3,8 @@
  * nothing is fetched twice, and the next opening finds it.
  */
 import { toIntegerGraph } from "../export/integer-graph.ts";
-import { tensorReader } from "../export/open-graph.ts";
-import { readAll } from "../files.ts";
-import { decodeModel, encodeModel } from "../onnx/proto.ts";
+import { readGraph, tensorReader } from "../export/open-graph.ts";
+import { encodeModel } from "../onnx/proto.ts";
 import type { BuildChoice } from "./device.ts";
 import type { ModelFolder } from "./engine.ts";
 import { handleFolder, opfsSink, subfolder } from "./opfs.ts";
@@ -30,7 +29,7 @@ export async function graphFor(
   onMatrix: (done: number, total: number) => void,
 ): Promise<TwinPlace> {
   if (device !== "wasm") return { folder, graph };
-  const model = decodeModel(await readAll(await folder.open(graph)));
+  const model = await readGraph(folder, graph);
   if (!model.graph.node.some(({ opType }) => opType === "MatMulNBits")) return { folder, graph };
   const name = graph.slice(graph.lastIndexOf("/") + 1).replace(/\.onnx$/, "");
   const place = `made/${name}.${TWIN}`;

@@ -21,6 +21,9 @@ const engine = await loadEngine(folder);
 const model = { id: "m", created: 0, sizeBytes: 0, load: async () => engine };
 const server = await serve({ models: [model], port: 0 });
 const client = fork(new URL("./http-client.ts", import.meta.url));
+client.on("exit", (code) => {
+  throw new Error(`the client ended with ${code}`); // nothing would come any more
+});
 
 interface Timing {
   readonly firstMs: number;
@@ -74,6 +77,6 @@ console.log(
     `HTTP / engine ${((100 * speed(httpTimes)) / speed(engineTimes)).toFixed(1)} %, ` +
     `added to the first token ${(first(httpTimes) - first(engineTimes)).toFixed(2)} ms`,
 );
-client.kill();
+client.removeAllListeners("exit").kill();
 await server.close();
 process.exit(0);

@@ -24,6 +24,7 @@ import { decodeModel, encodeModel } from "../../src/onnx/proto.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { SMALL_SUBGROUPS_CHUNK } from "../../src/web/session.ts";
 import { repoPath } from "../helpers.ts";
+import { logProbabilities, logSoftmax, meanKl } from "../log-probabilities.ts";
 import { LIMIT_MS, noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
 import { type Host, startHost } from "./host.ts";
 import { integerTwin } from "./parity/twin.ts";
@@ -34,55 +35,6 @@ const TOKENS = 96;
 const MOST_APART = 0.02;
 /** Rounding to nearest costs this model about that; a provider that computed something else would be far above. */
 const MOST_DRIFT = 0.35;
-
-type Runtime = Pick<typeof ort, "Tensor">;
-
-/**
- * Log-probabilities (tokens * vocab) of one window, `chunk` tokens a run; the same source runs in Node and in the page.
- */
-async function logProbabilities(
-  runtime: Runtime,
-  session: ort.InferenceSession,
-  ids: readonly number[],
-  chunk: number,
-): Promise<number[]> {
-  const int64 = (values: readonly number[], dims: number[]) =>
-    new runtime.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
-  const out: number[] = [];
-  let past: ort.InferenceSession.OnnxValueMapType = {};
-  for (let start = 0; start < ids.length; start += chunk) {
-    const part = ids.slice(start, start + chunk);
-    const total = start + part.length;
-    const feeds: Record<string, ort.OnnxValue> = {
-      input_ids: int64(part, [1, part.length]),
-      attention_mask: int64(Array(total).fill(1), [1, total]),
-      num_logits_to_keep: int64([0], []),
-    };
-    for (const input of session.inputMetadata) {
-      if (!input.isTensor || !input.name.startsWith("past")) continue;
-      const dims = input.shape.map((size, axis) => (typeof size === "number" ? size : axis === 0 ? 1 : 0));
-      const empty = new runtime.Tensor("float32", new Float32Array(0), dims);
-      feeds[input.name] = past[input.name.replace("past_key_values", "present")] ?? empty;
-    }
-    past = await session.run(feeds);
-    const logits = past.logits as ort.Tensor;
-    const vocab = logits.dims[2];
-    const data = logits.data as Float32Array;
-    for (let at = 0; at < data.length; at += vocab) {
-      const row = data.subarray(at, at + vocab);
-      const max = row.reduce((a, b) => Math.max(a, b));
-      const norm = max + Math.log(row.reduce((sum, value) => sum + Math.exp(value - max), 0));
-      for (const value of row) out.push(value - norm);
-    }
-  }
-  return out;
-}
-
-/** Mean over positions of KL(reference || other), in nats. */
-function meanKl(reference: readonly number[], other: readonly number[], vocab: number): number {
-  const sum = reference.reduce((total, p, at) => total + Math.exp(p) * (p - other[at]), 0);
-  return sum / (reference.length / vocab);
-}
 
 const PAGE = '<!doctype html><title>drift</title><script type="module">window.load = (url) => import(url);</script>';
 declare const load: (url: string) => Promise<unknown>;
@@ -122,7 +74,7 @@ describe.skipIf(noChromium())("the shipped 4-bit file", { timeout: LIMIT_MS + 30
     await writeFile(join(folder, "float.onnx"), await graph(floatWeights(checkpoint)));
     await writeFile(join(folder, "twin.onnx"), encodeModel(await integerTwin(decodeModel(four))));
     await writeFile(join(folder, "index.html"), PAGE);
-    await writeFile(join(folder, "run.mjs"), `export ${logProbabilities}`);
+    await writeFile(join(folder, "run.mjs"), `${logSoftmax}\nexport ${logProbabilities}`);
     host = await startHost({ folders: { "/": folder, "/ort/": repoPath("node_modules/onnxruntime-web/dist") } });
     await products.dispose();
     await checkpoint.dispose();

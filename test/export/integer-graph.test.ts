@@ -29,6 +29,7 @@ import { unpackMatrix } from "../../src/tensor/pack.ts";
 import { dequantize } from "../../src/tensor/quantized.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
+import { logProbabilities, logSoftmax, meanKl } from "../log-probabilities.ts";
 
 const GRAPH = "onnx/model_q4.onnx";
 /** Issue "6 of 6": drift added to the 4-bit file's is at most 0.02 nats. */
@@ -43,49 +44,6 @@ async function readTensor(folder: FolderSource, tensor: TensorProto): Promise<Ui
   const bytes = await source.read(Number(field("offset")), Number(field("length")));
   await source.close?.();
   return bytes;
-}
-
-/** Log-probabilities of every position (tokens, vocab), `chunk` tokens a run. */
-async function logProbabilities(
-  session: ort.InferenceSession,
-  text: readonly number[],
-  chunk = text.length,
-): Promise<Float32Array[]> {
-  const int64 = (values: readonly number[], dims: number[]) =>
-    new ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
-  const rows: Float32Array[] = [];
-  let past: ort.InferenceSession.OnnxValueMapType = {};
-  for (let start = 0; start < text.length; start += chunk) {
-    const ids = text.slice(start, start + chunk);
-    const total = start + ids.length;
-    const feeds: Record<string, ort.OnnxValue> = {
-      input_ids: int64(ids, [1, ids.length]),
-      attention_mask: int64(Array(total).fill(1), [1, total]),
-      num_logits_to_keep: int64([0], []),
-    };
-    for (const input of session.inputMetadata) {
-      if (!input.isTensor || !input.name.startsWith("past_key_values")) continue;
-      const shape = input.shape.map((size) => (typeof size === "number" ? size : size === "batch_size" ? 1 : 0));
-      const empty = new ort.Tensor("float32", new Float32Array(0), shape);
-      feeds[input.name] = past[input.name.replace("past_key_values", "present")] ?? empty;
-    }
-    past = await session.run(feeds);
-    const { data, dims } = past.logits as ort.TypedTensor<"float32">;
-    for (let at = 0; at < ids.length; at++) rows.push(logSoftmax(data.subarray(at * dims[2], (at + 1) * dims[2])));
-  }
-  return rows;
-}
-
-function logSoftmax(row: Float32Array): Float32Array {
-  const max = Math.max(...row);
-  const norm = max + Math.log(row.reduce((sum, value) => sum + Math.exp(value - max), 0));
-  return row.map((value) => value - norm);
-}
-
-/** Mean over positions of KL(reference || other), in nats. */
-function meanKl(reference: readonly Float32Array[], other: readonly Float32Array[]): number {
-  const kl = reference.map((row, at) => row.reduce((sum, p, id) => sum + Math.exp(p) * (p - other[at][id]), 0));
-  return kl.reduce((sum, value) => sum + value, 0) / kl.length;
 }
 
 describe("the integer twin of a 4-bit graph", () => {
@@ -130,10 +88,11 @@ describe("the integer twin of a 4-bit graph", () => {
     ort.InferenceSession.create(encodeModel(integer), { externalData: [{ path: "int8.bin", data }] });
 
   test("drifts from the 4-bit graph by the activations' rounding only", async () => {
-    const four = await logProbabilities(await openFour(), prompt);
+    const { vocabSize } = float.config;
+    const four = await logProbabilities(ort, await openFour(), prompt, prompt.length);
     const session = await openTwin();
     for (const chunk of [prompt.length, 3, 1]) {
-      const added = meanKl(four, await logProbabilities(session, prompt, chunk));
+      const added = meanKl(four, await logProbabilities(ort, session, prompt, chunk), vocabSize);
       expect(added).toBeGreaterThan(0);
       expect(added).toBeLessThan(MOST_ADDED_KL);
     }
@@ -157,16 +116,14 @@ describe("the integer twin of a 4-bit graph", () => {
     const forward = new BlockForward(ort as Ort, float, floatWeights(float.checkpoint), 256);
     const hidden = await forward.embed(windows);
     for (let layer = 0; layer < float.config.layers; layer++) await forward.block(layer, hidden);
-    const reference: Float32Array[][] = [];
-    for await (const logits of forward.logits(hidden)) {
-      const vocab = logits.length / 256;
-      reference.push(Array.from({ length: 256 }, (_, at) => logSoftmax(logits.subarray(at * vocab, (at + 1) * vocab))));
-    }
+    const { vocabSize } = float.config;
+    const reference: number[][] = [];
+    for await (const logits of forward.logits(hidden)) reference.push(logSoftmax(logits, vocabSize));
     await forward.dispose();
     const drift = async (session: ort.InferenceSession, chunk: number) => {
       let sum = 0;
       for (const [i, ids] of windows.entries())
-        sum += meanKl(reference[i], await logProbabilities(session, ids, chunk));
+        sum += meanKl(reference[i], await logProbabilities(ort, session, ids, chunk), vocabSize);
       return sum / windows.length;
     };
     const four = await drift(await openFour(), 256);
