@@ -66,14 +66,25 @@ function multiply<T extends Float32Array | Float64Array>(a: T, b: T, out: T, sha
 
 /** Size from which a block is halved; below it plain loops are as fast as a call. */
 const LEAF = 64;
+/** Rows of a product that are computed at once: beside a matrix of 8,192 columns a whole one would take 128 MB. */
+const STRIP_ROWS = 1024;
+
+function* strips(rows: number, stripRows: number): Generator<readonly [number, number]> {
+  for (let from = 0; from < rows; from += stripRows) yield [from, Math.min(rows, from + stripRows)];
+}
 
 /**
  * A = L Lᵀ for a symmetric positive definite A (n, n); its lower triangle becomes L⁻¹. By halves (Elmroth and Gustavson
  * 2000), so that all but the diagonal blocks of LEAF columns is products of large matrices:
  *   X₁ = L₁₁⁻¹   L₂₁ = A₂₁ X₁ᵀ   X₂ = (A₂₂ - L₂₁ L₂₁ᵀ)'s   L⁻¹ = [X₁ 0; -X₂ L₂₁ X₁  X₂]
- * Error `bad_weights` when A is not positive definite.
+ * Products come in strips of `stripRows`, which changes no sum. Error `bad_weights` when A is not positive definite.
  */
-export async function invertCholesky(A: Float64Array, n: number, products: MatrixProducts): Promise<void> {
+export async function invertCholesky(
+  A: Float64Array,
+  n: number,
+  products: MatrixProducts,
+  stripRows = STRIP_ROWS,
+): Promise<void> {
   const halve = async (start: number, end: number): Promise<void> => {
     if (end - start <= LEAF) {
       invertLeaf(A, n, start, end);
@@ -82,32 +93,50 @@ export async function invertCholesky(A: Float64Array, n: number, products: Matri
     const middle = start + LEAF * Math.ceil((end - start) / LEAF / 2);
     const [h, r] = [middle - start, end - middle];
     await halve(start, middle);
-    const X1 = lowerBlock(A, n, start, middle);
-    const A21 = new Float64Array(r * h);
-    for (let i = 0; i < r; i++) A21.set(A.subarray((middle + i) * n + start, (middle + i) * n + middle), i * h);
-    const L21 = await products.f64(A21, X1, { m: r, k: h, n: h, transB: true });
-    const square = await products.f64(L21, L21, { m: r, k: h, n: r, transB: true });
-    for (let i = 0; i < r; i++) {
-      const row = (middle + i) * n + middle;
-      for (let j = 0; j <= i; j++) A[row + j] -= square[i * r + j];
-    }
-    const below = await products.f64(L21, X1, { m: r, k: h, n: h });
+    const L21 = await belowDiagonal(start, middle, end);
     await halve(middle, end);
-    const X21 = await products.f64(lowerBlock(A, n, middle, end), below, { m: r, k: r, n: h });
-    for (let i = 0; i < r; i++) {
-      const row = (middle + i) * n + start;
-      for (let j = 0; j < h; j++) A[row + j] = -X21[i * h + j];
+    for (const [from, to] of strips(r, stripRows)) {
+      const X2 = lowerRows(A, n, middle, from, to);
+      const X21 = await products.f64(X2, L21.subarray(0, to * h), { m: to - from, k: to, n: h });
+      for (let i = from; i < to; i++) {
+        const row = (middle + i) * n + start;
+        for (let j = 0; j < h; j++) A[row + j] = -X21[(i - from) * h + j];
+      }
     }
+  };
+  /** L₂₁ X₁ (r, h), after L₂₁ L₂₁ᵀ was taken from A₂₂. */
+  const belowDiagonal = async (start: number, middle: number, end: number): Promise<Float64Array> => {
+    const [h, r] = [middle - start, end - middle];
+    const X1 = lowerRows(A, n, start, 0, h);
+    const L21 = new Float64Array(r * h);
+    const strip = ([from, to]: readonly [number, number]) => L21.subarray(from * h, to * h);
+    for (const [from, to] of strips(r, stripRows)) {
+      for (let i = from; i < to; i++) {
+        L21.set(A.subarray((middle + i) * n + start, (middle + i) * n + middle), i * h);
+      }
+      L21.set(await products.f64(strip([from, to]), X1, { m: to - from, k: h, n: h, transB: true }), from * h);
+    }
+    for (const [from, to] of strips(r, stripRows)) {
+      const shape = { m: to - from, k: h, n: to, transB: true };
+      const square = await products.f64(strip([from, to]), L21.subarray(0, to * h), shape);
+      for (let i = from; i < to; i++) {
+        const row = (middle + i) * n + middle;
+        for (let j = 0; j <= i; j++) A[row + j] -= square[(i - from) * to + j];
+      }
+    }
+    for (const [from, to] of strips(r, stripRows)) {
+      L21.set(await products.f64(strip([from, to]), X1, { m: to - from, k: h, n: h }), from * h);
+    }
+    return L21;
   };
   await halve(0, n);
 }
 
-/** The lower triangle of a diagonal block as a matrix of its own, zeros above. */
-function lowerBlock(A: Float64Array, n: number, start: number, end: number): Float64Array {
-  const size = end - start;
-  const out = new Float64Array(size * size);
-  for (let i = 0; i < size; i++) {
-    out.set(A.subarray((start + i) * n + start, (start + i) * n + start + i + 1), i * size);
+/** Rows [from, to) of the diagonal block at `start`, (to - from, to) with zeros above the diagonal. */
+function lowerRows(A: Float64Array, n: number, start: number, from: number, to: number): Float64Array {
+  const out = new Float64Array((to - from) * to);
+  for (let i = from; i < to; i++) {
+    out.set(A.subarray((start + i) * n + start, (start + i) * n + start + i + 1), (i - from) * to);
   }
   return out;
 }
@@ -115,7 +144,7 @@ function lowerBlock(A: Float64Array, n: number, start: number, end: number): Flo
 /** One diagonal block by plain loops (Golub and Van Loan, 4.2.5): its lower triangle becomes L, then L⁻¹. */
 function invertLeaf(A: Float64Array, n: number, start: number, end: number): void {
   const size = end - start;
-  const L = lowerBlock(A, n, start, end);
+  const L = lowerRows(A, n, start, 0, size);
   for (let i = 0; i < size; i++) {
     const iRow = i * size;
     for (let j = 0; j <= i; j++) {

@@ -43,6 +43,14 @@ describe("float64 linear algebra", () => {
     });
   }
 
+  test("products in strips of rows give the same bits as whole ones", async () => {
+    const n = 300;
+    const [whole, inStrips] = [positiveDefinite(n), positiveDefinite(n)];
+    await invertCholesky(whole, n, plainProducts, n);
+    await invertCholesky(inStrips, n, plainProducts, 40);
+    expect(inStrips).toEqual(whole);
+  });
+
   test("a matrix that is not positive definite is refused", async () => {
     await expect(invertCholesky(Float64Array.of(1, 2, 2, 1), 2, plainProducts)).rejects.toThrow(
       /not positive definite/,
