@@ -100,16 +100,18 @@ export function foldColumns({ rows, cols, data }: Matrix, source: Int32Array, sc
   return { rows, cols, data: out };
 }
 
-/** diag(1/t) H diag(1/t): the second moment of inputs divided by t. */
-export function foldedMoment(H: Moment, source: Int32Array, scales: Float64Array): Float32Array {
+/** diag(1/t) H diag(1/t), the second moment of inputs divided by t, in place of H: it is the largest array of a site. */
+export function foldMoment<T extends Moment>(H: T, source: Int32Array, scales: Float64Array): T {
   const cols = source.length;
   const inverse = Float64Array.from(source, (channel) => 1 / scales[channel]);
-  const out = new Float32Array(H.length);
-  if (H.length === cols) return out.map((_, c) => H[c] * inverse[c] ** 2);
-  for (let a = 0; a < cols; a++) {
-    for (let b = 0; b < cols; b++) out[a * cols + b] = H[a * cols + b] * inverse[a] * inverse[b];
+  if (H.length === cols) {
+    for (let c = 0; c < cols; c++) H[c] *= inverse[c] ** 2;
+    return H;
   }
-  return out;
+  for (let a = 0; a < cols; a++) {
+    for (let b = 0; b < cols; b++) H[a * cols + b] = H[a * cols + b] * inverse[a] * inverse[b];
+  }
+  return H;
 }
 
 /** Ŵ diag(1/t): what a folded, quantized matrix does to inputs that were not divided. */

@@ -28,6 +28,8 @@ export interface OpenBlock {
   run(segment: Segment, activations: Activations): Promise<void>;
   /** Runs the whole block with the checkpoint's weights: its output, and of what segments make, what is `wanted`. */
   runFloat(input: Tensor, wanted: readonly string[]): Promise<Activations>;
+  /** No more of `runFloat`: the checkpoint's weights go as they are replaced. */
+  forgetFloat(): void;
 }
 
 /** What the float prefix is compared by at each site: the stream after it, or its input where it feeds no stream alone. */
@@ -69,7 +71,7 @@ export class BlockRunner {
     const sessions = await Promise.all(
       segments.map(async ({ graph }) => (graph.nodes.length > 0 ? this.session(await toBytes(graph)) : undefined)),
     );
-    const float = { ...feeds };
+    let float = { ...feeds };
     const { graph, output } = block;
     for (const name of floatNames(segments)) {
       const value = graph.values.get(name);
@@ -108,6 +110,9 @@ export class BlockRunner {
         const made = [...new Set([output.name, ...wanted])].filter((name) => name !== BlockRunner.input);
         const results = await (await whole).run(inputs, made);
         return new Map([[BlockRunner.input, input], ...made.map((name) => [name, results[name] as Tensor] as const)]);
+      },
+      forgetFloat: () => {
+        float = {};
       },
     };
   }

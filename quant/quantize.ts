@@ -20,7 +20,7 @@ import type { Ort } from "../src/onnx/ort.ts";
 import type { OnProgress } from "../src/progress.ts";
 import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize } from "../src/tensor/quantized.ts";
-import { type Fold, foldColumns, foldedMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
+import { type Fold, foldColumns, foldMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
 import { type Activations, BlockRunner, floatName, type OpenBlock } from "./block-runner.ts";
 import { ChannelMoment, SecondMoment } from "./calibrate.ts";
 import { ExpectedInputs } from "./expected-inputs.ts";
@@ -150,6 +150,7 @@ class BlockWalk {
       const stored = await store.get(key);
       const block = await this.runner.open(layer);
       const aims = float && (await this.runFloat(block, float, !stored));
+      block.forgetFloat();
       const sites = new SiteWalk(this.model, layer, block, this.recipe, this.tools);
       const inputs = learned?.inputs(hidden);
       let record = stored ? decodeLayer(stored) : await sites.quantize(hidden, aims);
@@ -350,7 +351,7 @@ class SiteWalk {
       fold && measured
         ? {
             ...measured,
-            H: foldedMoment(measured.H, fold.source, fold.scales),
+            H: foldMoment(measured.H, fold.source, fold.scales), // nobody reads the unfolded one after this
             dYX: dYX && unfoldColumns(dYX, fold.source, fold.scales),
           }
         : measured && { ...measured, dYX };

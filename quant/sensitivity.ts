@@ -12,7 +12,7 @@ import { floatWeights, type Weights } from "../src/arch/weights.ts";
 import { BlockForward, type Hidden } from "../src/eval/block-forward.ts";
 import { LogitComparer } from "../src/eval/compare.ts";
 import { dequantize } from "../src/tensor/quantized.ts";
-import { foldColumns, foldedMoment, searchFold } from "./awq.ts";
+import { foldColumns, foldMoment, searchFold } from "./awq.ts";
 import { type Activations, BlockRunner, type OpenBlock } from "./block-runner.ts";
 import { SecondMoment } from "./calibrate.ts";
 import { gptqMatrix } from "./gptq.ts";
@@ -228,7 +228,7 @@ class SensitivityWalk {
       const spec = specOf(DISTURBANCE, cols);
       const { scales } = await searchFold([sample], source, channels, spec, statistics, products);
       sample = foldColumns(sample, source, scales);
-      H = foldedMoment(H, source, scales);
+      H = foldMoment(H.slice(), source, scales);
     }
     const importance = Float64Array.from({ length: cols }, (_, c) => H[c * (cols + 1)]);
     const lossOf = async (format: WeightFormat) =>

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { foldColumns, foldedMoment, searchFold, unfoldedValues } from "../../quant/awq.ts";
+import { foldColumns, foldMoment, searchFold, unfoldedValues } from "../../quant/awq.ts";
 import { minMaxGrid, searchGrid } from "../../quant/grid.ts";
 import { rtnMatrix } from "../../quant/rtn.ts";
 import { plainProducts } from "../../src/tensor/linalg.ts";
@@ -60,8 +60,8 @@ describe("AWQ", () => {
     expect(alone.scales).toEqual(whole.scales);
     expect(alone.gain).toBeCloseTo(whole.gain, 5);
     const factors = alone.scales;
-    const folded = foldedMoment(H, identity(cols), factors);
-    const foldedAlone = foldedMoment(diagonal, identity(cols), factors);
+    const folded = foldMoment(H, identity(cols), factors);
+    const foldedAlone = foldMoment(diagonal, identity(cols), factors);
     for (let c = 0; c < cols; c++) expect(foldedAlone[c]).toBeCloseTo(folded[c * (cols + 1)], 5);
   });
 
@@ -98,7 +98,7 @@ describe("AWQ", () => {
     expect(y(folded.data, divided)).toBe(y(W.data, x));
     const H = Float64Array.from({ length: 16 }, (_, i) => x[i >> 2] * x[i & 3]);
     const dividedH = Float64Array.from({ length: 16 }, (_, i) => divided[i >> 2] * divided[i & 3]);
-    expect([...foldedMoment(H, source, scales)]).toEqual([...dividedH]);
+    expect([...foldMoment(H, source, scales)]).toEqual([...dividedH]);
   });
 
   test("no fold is chosen where none lowers the loss", async () => {
