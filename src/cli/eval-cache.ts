@@ -1,11 +1,13 @@
 /** `nibble eval <dir> --kv <format>`: what a KV cache costs against the float cache of the same weights. */
 import { tokenWindows } from "../../quant/calibrate.ts";
+import { isSimulated } from "../eval/simulated-cache.ts";
 import { type CacheEvaluation, evaluateCache } from "../node/cache-eval.ts";
 import { nodeFolder } from "../node/files.ts";
 import { formatBytes } from "../node/memory.ts";
 import { readTextFile, shippedText } from "../node/text-windows.ts";
 import { readOffer } from "../runtime/folder.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import type { OutputFlags } from "./output.ts";
 import { table } from "./output.ts";
 import type { CommandContext } from "./run.ts";
@@ -23,6 +25,7 @@ export interface CacheFlags extends OutputFlags {
 /** Long enough that most of what is read comes out of the cache; a quarter of it is scored. */
 const SEQUENCE_LENGTH = 2048;
 const WINDOWS = 4;
+const CALIBRATION_TOKENS = 4096;
 
 export async function evalCache(dir: string, flags: CacheFlags, { output, signal }: CommandContext): Promise<void> {
   const offer = await readOffer(nodeFolder(dir));
@@ -31,7 +34,8 @@ export async function evalCache(dir: string, flags: CacheFlags, { output, signal
   const sequenceLength = Math.min(flags.sequenceLength ?? SEQUENCE_LENGTH, offer.contextLength);
   const windows = tokenWindows(tokenizer, { texts, sequenceLength, windows: flags.windows ?? WINDOWS });
   const { kv, kvPolicy, kvBudget, threads } = flags;
-  const options = { kv, kvPolicy, kvBudget, threads, signal, onProgress: output.progress };
+  const calibration = isSimulated(kv) ? await calibrationWindows(tokenizer, sequenceLength) : undefined;
+  const options = { kv, kvPolicy, kvBudget, threads, calibration, signal, onProgress: output.progress };
   const result = await evaluateCache(dir, offer, windows, options);
   const protocol = {
     text: name,
@@ -44,10 +48,21 @@ export async function evalCache(dir: string, flags: CacheFlags, { output, signal
   output.result(report(result, protocol), { ...result, protocol });
 }
 
+/** Text that means are taken from, as many tokens as `quantize` calibrates an int8 cache on. */
+async function calibrationWindows(tokenizer: Tokenizer, sequenceLength: number): Promise<number[][]> {
+  const { texts } = await shippedText(tokenizer);
+  return tokenWindows(tokenizer, {
+    texts,
+    sequenceLength,
+    windows: Math.ceil(CALIBRATION_TOKENS / sequenceLength),
+  });
+}
+
 function report(result: CacheEvaluation, protocol: Readonly<Record<string, unknown>>): string {
-  const { drift, perplexityChange, copy, kvBytes, kvBytesReference, format, policy } = result;
+  const { drift, perplexityChange, copy, kvBytes, kvBytesReference, format, policy, simulated } = result;
   const rows = [
     ["cache", policy === "full" ? format : `${format}, ${policy}`],
+    ...(simulated ? [["  simulated", "no kernel reads it: loss as it would be, memory counted"]] : []),
     ["perplexity", drift.perplexity.toFixed(3)],
     ["  with the float cache", drift.perplexityReference.toFixed(3)],
     ["  change", `${(100 * perplexityChange).toFixed(2)} %`],

@@ -5,6 +5,7 @@ import { resolveModel } from "../arch/index.ts";
 import { NibbleError } from "../errors.ts";
 import type { Drift } from "../eval/drift.ts";
 import { evaluateGraph } from "../eval/evaluate.ts";
+import { SIMULATED_FORMATS } from "../eval/simulated-cache.ts";
 import { describeGraph, type GraphDescription } from "../export/describe-graph.ts";
 import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { describeFormat } from "../export/weight-formats.ts";
@@ -38,9 +39,10 @@ export const evalCommand = withCheckpointFlags(
     .argument("<dir>", "an exported folder")
     .option("--against <checkpoint>", "the checkpoint that it was made from: what quantization cost")
     .addOption(
-      new Option("--kv <format>", "a KV cache of the folder: what it costs against the float cache").choices(
-        KV_FORMATS,
-      ),
+      new Option(
+        "--kv <format>",
+        "a KV cache of the folder: what it costs against the float cache; int2, int3 and llama.cpp's q4_0 are simulated",
+      ).choices([...KV_FORMATS, ...SIMULATED_FORMATS]),
     )
     .addOption(new Option("--kv-policy <name>", "with a cache that keeps these tokens").choices(KV_POLICIES))
     .option("--kv-budget <tokens>", "how many tokens that policy keeps (default: 1024)", wholeNumber)

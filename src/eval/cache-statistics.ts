@@ -12,7 +12,7 @@ import type { ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
 import { f16ToF32 } from "../tensor/dtypes.ts";
 import { emptyCacheFeeds } from "./graph-check.ts";
-import { largestCosine, type RotaryTable, rotaryTables } from "./rotary-tables.ts";
+import { largestCosine, type RotaryTable, rotaryTables, rotatedPairs } from "./rotary-tables.ts";
 
 /** Of one layer's keys or values, (kvHeads * headDim) each, in the layout of the cache. */
 export interface PartStatistics {
@@ -22,6 +22,8 @@ export interface PartStatistics {
    * of 512: KL 0.12 from what the windows themselves show.)
    */
   readonly magnitude: Float32Array;
+  /** 1 where `magnitude` holds at any position, 0 where it is what calibration saw. */
+  readonly anyPosition: Uint8Array;
   /** Over tokens after the attention sinks, whose keys are like no others. */
   readonly mean: Float32Array;
   readonly variance: Float32Array;
@@ -51,7 +53,7 @@ export async function cacheStatistics(
   const nodes = attentionNodes(model, "--kv");
   const tables = await rotaryTables(folder, path, model, nodes);
   const layers = nodes.map((attention) => ({
-    key: new PartSums(attention.node.output[1], attention, pairsOf(attention), tables[attention.layer]),
+    key: new PartSums(attention.node.output[1], attention, rotatedPairs(attention), tables[attention.layer]),
     value: new PartSums(attention.node.output[2], attention),
   }));
   const parts = layers.flatMap(({ key, value }) => [key, value]);
@@ -73,12 +75,6 @@ export async function cacheStatistics(
     await session.release();
   }
   return layers.map(({ key, value }) => ({ key: key.statistics(), value: value.statistics() }));
-}
-
-/** The channels of each rotated pair. */
-function pairsOf({ rotary, rotaryDim, interleaved }: AttentionNode): readonly (readonly [number, number])[] {
-  const half = rotary ? rotaryDim / 2 : 0;
-  return Array.from({ length: half }, (_, i) => (interleaved ? [2 * i, 2 * i + 1] : [i, i + half]));
 }
 
 /** Sums over tokens of a cache (1, kvHeads, seq, headDim). */
@@ -160,9 +156,10 @@ class PartSums {
     const tokens = Math.max(1, this.tokens);
     const mean = Float32Array.from(sum, (x) => x / tokens);
     const variance = Float32Array.from(squares, (x, i) => Math.max(0, x / tokens - mean[i] ** 2));
-    if (!this.table) return { magnitude, mean, variance };
     const turns = (at: number) => at % headDim < 2 * pairs.length;
+    const anyPosition = Uint8Array.from(magnitude, (_, at) => Number(turns(at)));
+    if (!this.table) return { magnitude, anyPosition, mean, variance };
     const unturnedMean = mean.map((x, at) => (turns(at) ? this.unturned[at] / tokens : x));
-    return { magnitude, mean, variance, unturnedMean };
+    return { magnitude, anyPosition, mean, variance, unturnedMean };
   }
 }

@@ -9,7 +9,7 @@ import type { FolderSink, FolderSource } from "../files.ts";
 import { sha256Hex } from "../hash.ts";
 import { withInt4Cache } from "../kv/int4.ts";
 import { RECENT, SINKS } from "../kv/int4-tiers.ts";
-import { SCALE_MARGIN, scalesFromMagnitudes, withInt8Cache } from "../kv/int8.ts";
+import { ANY_POSITION_MARGIN, SCALE_MARGIN, scalesFromMagnitudes, withInt8Cache } from "../kv/int8.ts";
 import { memoryFile } from "../memory-files.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { encodeModel, type ModelProto } from "../onnx/proto.ts";
@@ -40,11 +40,11 @@ const MAKERS: Readonly<
       withInt8Cache(
         model,
         layers.map(({ key, value }) => ({
-          key: scalesFromMagnitudes(key.magnitude),
-          value: scalesFromMagnitudes(value.magnitude),
+          key: scalesFromMagnitudes(key.magnitude, key.anyPosition),
+          value: scalesFromMagnitudes(value.magnitude, value.anyPosition),
         })),
       ),
-    record: { scales: "static, per channel", margin: SCALE_MARGIN },
+    record: { scales: "static, per channel", margin: SCALE_MARGIN, marginOfTurnedKeys: ANY_POSITION_MARGIN },
   },
   int4: {
     make: (model, layers) => withInt4Cache(model, layers, "token"),

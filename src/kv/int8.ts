@@ -21,15 +21,26 @@ export interface LayerScales {
  * 0.04 % (saturation hurts more than a coarser grid).
  */
 export const SCALE_MARGIN = 1.25;
+/**
+ * Where a magnitude already holds at any position only other texts can pass it. (SmolLM2, 2,048 tokens: KL 0.0017 with
+ * 1.25, 0.0014 with 1.1, 0.0013 with 1, 0.0053 with 0.85.)
+ */
+export const ANY_POSITION_MARGIN = 1.1;
 const INT8_MAX = 127;
 const FLOAT32 = 1;
 const INT8 = 3;
 /** Places of k_scale and v_scale among GroupQueryAttention's inputs. */
 const K_SCALE_INPUT = 12;
 
-/** Largest magnitudes (kvHeads * headDim) -> scales; a channel that never was anything but 0 takes scale 1. */
-export function scalesFromMagnitudes(magnitudes: Float32Array): Float32Array {
-  return magnitudes.map((magnitude) => (magnitude > 0 ? (magnitude * SCALE_MARGIN) / INT8_MAX : 1));
+/**
+ * Largest magnitudes (kvHeads * headDim) -> scales; a channel that never was anything but 0 takes scale 1.
+ * @param anyPosition 1 where a magnitude holds wherever its token stands
+ */
+export function scalesFromMagnitudes(magnitudes: Float32Array, anyPosition: Uint8Array): Float32Array {
+  return magnitudes.map((magnitude, at) => {
+    const margin = anyPosition[at] ? ANY_POSITION_MARGIN : SCALE_MARGIN;
+    return magnitude > 0 ? (magnitude * margin) / INT8_MAX : 1;
+  });
 }
 
 /** The same graph with int8 caches in every layer; `model` itself is left as it is. */

@@ -1,0 +1,188 @@
+/**
+ * KV caches that no kernel reads, simulated: a float cache whose tokens are replaced by what a format would keep of
+ * them. Says what such a cache costs in quality; its speed is the float cache's, and its bytes are counted, not saved.
+ *   int2, int3   what int4 does with fewer levels (kv/int4.ts: mean gone, keys' before the rotation by position;
+ *                Hadamard rotation; a float16 scale a token and head), the levels those that fit a normal distribution
+ *                best (Max 1960, as TurboQuant, arXiv 2504.19874); first and recent tokens stay in full precision
+ *   q4_0         llama.cpp's: blocks of 32 channels with a float16 scale, all tokens, rotated as it rotates since
+ *                its pull request 21038
+ */
+import { NibbleError } from "../errors.ts";
+import { type AttentionNode, INPUT } from "../kv/attention-nodes.ts";
+import { RECENT, REST_CAPACITY, SINKS } from "../kv/int4-tiers.ts";
+import { headRotation, timesMatrix, transposed } from "../kv/rotation.ts";
+import type { DecoderSession, Rows } from "../runtime/session.ts";
+import { f16ToF32, toF16Bits } from "../tensor/dtypes.ts";
+import type { CachedModel } from "./cache-drift.ts";
+import type { LayerStatistics } from "./cache-statistics.ts";
+import { type RotaryTable, rotatedPairs } from "./rotary-tables.ts";
+
+interface SimulatedFormat {
+  /** Stored bits of one token and head, of so many channels. */
+  readonly bitsOf: (headDim: number) => number;
+  /** First and recent tokens stay in full precision, and rows lose their mean. */
+  readonly tiers: boolean;
+  /** Replaces a rotated row by what is kept of it. */
+  readonly round: (row: Float32Array) => void;
+}
+
+/** Positive output levels for a normal distribution of variance 1 (Max 1960, table I). */
+const LEVELS_2 = [0.4528, 1.51];
+const LEVELS_3 = [0.2451, 0.756, 1.344, 2.152];
+const Q4_BLOCK = 32;
+
+const FORMATS = {
+  int2: { bitsOf: (headDim) => 2 * headDim + 16, tiers: true, round: (row) => roundToLevels(row, LEVELS_2) },
+  int3: { bitsOf: (headDim) => 3 * headDim + 16, tiers: true, round: (row) => roundToLevels(row, LEVELS_3) },
+  q4_0: { bitsOf: (headDim) => 4 * headDim + 16 * Math.ceil(headDim / Q4_BLOCK), tiers: false, round: roundToQ4 },
+} satisfies Record<string, SimulatedFormat>;
+
+export const SIMULATED_FORMATS = Object.keys(FORMATS) as (keyof typeof FORMATS)[];
+export type SimulatedKv = (typeof SIMULATED_FORMATS)[number];
+
+export function isSimulated(kv: string | undefined): kv is SimulatedKv {
+  return kv !== undefined && kv in FORMATS;
+}
+
+/** One part (keys or values) of one layer's cache. */
+interface SimulatedPart {
+  readonly kvHeads: number;
+  readonly headDim: number;
+  /** (kvHeads * headDim), taken off before rounding. */
+  readonly mean: Float32Array;
+  /** By which the mean turns with a token's position, and the channels of each pair. */
+  readonly table?: RotaryTable;
+  readonly pairs: readonly (readonly [number, number])[];
+}
+
+export class SimulatedCache implements CachedModel {
+  private readonly format: SimulatedFormat;
+  private readonly parts: readonly SimulatedPart[];
+  private length = 0;
+  /** Tokens before this one are rounded (after the sinks, where these stay). */
+  private rounded = 0;
+
+  /**
+   * @param inner on the float graph whose attention `layers` are; @param tables of each layer (`rotaryTables`)
+   * Error: `unsupported` where that cache is not float32.
+   */
+  constructor(
+    kv: SimulatedKv,
+    private readonly inner: DecoderSession,
+    layers: readonly AttentionNode[],
+    statistics: readonly LayerStatistics[],
+    tables: readonly (RotaryTable | undefined)[],
+  ) {
+    if (inner.shape.kvFormat !== "fp32") {
+      const found = inner.shape.kvFormat;
+      throw new NibbleError("unsupported", `--kv ${kv} is simulated on float32 caches; this graph's is ${found}.`, {
+        param: "kv",
+      });
+    }
+    this.format = FORMATS[kv];
+    this.parts = inner.shape.cache.map(({ past }) => {
+      const attention = layers.find(({ node }) => node.input.includes(past))!;
+      const { kvHeads, headDim, layer } = attention;
+      if (attention.node.input[INPUT.pastKey] !== past) {
+        return { kvHeads, headDim, mean: statistics[layer].value.mean, pairs: [] };
+      }
+      const { mean, unturnedMean } = statistics[layer].key;
+      if (!unturnedMean) return { kvHeads, headDim, mean, pairs: [] };
+      return { kvHeads, headDim, mean: unturnedMean, table: tables[layer], pairs: rotatedPairs(attention) };
+    });
+  }
+
+  get kvBytesAllocated(): number {
+    const { tiers, bitsOf } = this.format;
+    const inFull = tiers ? REST_CAPACITY : 0;
+    const coded = tiers ? Math.max(0, this.length - SINKS - RECENT) : this.length;
+    return this.parts.reduce(
+      (sum, { kvHeads, headDim }) => sum + kvHeads * (coded * (bitsOf(headDim) / 8) + inFull * headDim * 4),
+      0,
+    );
+  }
+
+  async append(row: number, past: number, tokens: readonly number[], rows?: Rows): Promise<Float32Array[]> {
+    const start = this.format.tiers ? SINKS : 0;
+    if (past === 0) this.rounded = start;
+    const logits = await this.inner.append(row, past, tokens, rows);
+    this.length = past + tokens.length;
+    const end = Math.max(this.rounded, this.format.tiers ? this.length - RECENT : this.length);
+    this.roundTokens(row, this.rounded, end - this.rounded);
+    this.rounded = end;
+    return logits;
+  }
+
+  async dispose(): Promise<void> {
+    await this.inner.dispose();
+  }
+
+  private roundTokens(row: number, start: number, count: number): void {
+    if (count === 0) return;
+    const values = this.inner.readTokens(row, start, count) as Float32Array[];
+    for (const [i, part] of this.parts.entries()) {
+      const { kvHeads, headDim } = part;
+      const rotation = headRotation(headDim);
+      const mean = this.format.tiers ? meansAt(part, start, count) : new Float32Array(values[i].length);
+      const rows = timesMatrix(
+        values[i].map((x, at) => x - mean[at]),
+        rotation,
+        headDim,
+      );
+      for (let at = 0; at < kvHeads * count; at++) this.format.round(rows.subarray(at * headDim, (at + 1) * headDim));
+      const back = timesMatrix(rows, transposed(rotation, headDim), headDim);
+      for (let at = 0; at < back.length; at++) values[i][at] = back[at] + mean[at];
+    }
+    this.inner.writeTokens(row, start, count, values);
+  }
+}
+
+/** The mean as a token at each position has it: (kvHeads, count, headDim). */
+function meansAt({ kvHeads, headDim, mean, table, pairs }: SimulatedPart, start: number, count: number): Float32Array {
+  const out = new Float32Array(kvHeads * count * headDim);
+  for (let head = 0; head < kvHeads; head++) {
+    const of = mean.subarray(head * headDim, (head + 1) * headDim);
+    for (let t = 0; t < count; t++) {
+      const row = out.subarray((head * count + t) * headDim, (head * count + t + 1) * headDim);
+      row.set(of);
+      for (const [pair, [low, high]] of table ? pairs.entries() : []) {
+        const at = (start + t) * pairs.length + pair;
+        const [cos, sin] = [table!.cos[at], table!.sin[at]];
+        row[low] = of[low] * cos - of[high] * sin;
+        row[high] = of[high] * cos + of[low] * sin;
+      }
+    }
+  }
+  return out;
+}
+
+/** The nearest of +-levels times the row's standard deviation, then the scale that leaves the least squared error. */
+function roundToLevels(row: Float32Array, levels: readonly number[]): void {
+  const deviation = Math.sqrt(row.reduce((sum, x) => sum + x * x, 0) / row.length) || 1;
+  const kept = row.map((x) => Math.sign(x) * nearest(Math.abs(x) / deviation, levels));
+  const along = row.reduce((sum, x, i) => sum + x * kept[i], 0);
+  const square = kept.reduce((sum, x) => sum + x * x, 0) || 1;
+  const scale = asFloat16(along / square);
+  for (const [i, x] of kept.entries()) row[i] = scale * x;
+}
+
+function nearest(x: number, levels: readonly number[]): number {
+  return levels.reduce((best, level) => (Math.abs(level - x) < Math.abs(best - x) ? level : best));
+}
+
+/** The value of largest magnitude takes code -8 of -8 .. 7. */
+function roundToQ4(row: Float32Array): void {
+  for (let start = 0; start < row.length; start += Q4_BLOCK) {
+    const block = row.subarray(start, start + Q4_BLOCK);
+    const largest = block.reduce((most, x) => (Math.abs(x) > Math.abs(most) ? x : most), 0);
+    const exact = largest / -8;
+    const scale = asFloat16(exact);
+    for (const [i, x] of block.entries()) {
+      block[i] = exact === 0 ? 0 : scale * Math.max(-8, Math.min(7, Math.floor(x / exact + 0.5)));
+    }
+  }
+}
+
+function asFloat16(x: number): number {
+  return f16ToF32(Uint16Array.of(toF16Bits(x)))[0];
+}
