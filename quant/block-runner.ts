@@ -109,7 +109,8 @@ export class BlockRunner {
         if (graph.inputs.some(({ name }) => name === "attention_mask")) inputs.attention_mask = mask(input);
         const made = [...new Set([output.name, ...wanted])].filter((name) => name !== BlockRunner.input);
         const results = await (await whole).run(inputs, made);
-        return new Map([[BlockRunner.input, input], ...made.map((name) => [name, results[name] as Tensor] as const)]);
+        const values: Activations = new Map(made.map((name) => [name, results[name] as Tensor]));
+        return wanted.includes(BlockRunner.input) ? values.set(BlockRunner.input, input) : values;
       },
       forgetFloat: () => {
         float = {};

@@ -150,6 +150,7 @@ class BlockWalk {
       const stored = await store.get(key);
       const block = await this.runner.open(layer);
       const aims = float && (await this.runFloat(block, float, !stored));
+      float = undefined; // no later site asks for it
       block.forgetFloat();
       const sites = new SiteWalk(this.model, layer, block, this.recipe, this.tools);
       const inputs = learned?.inputs(hidden);

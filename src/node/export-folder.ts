@@ -14,6 +14,7 @@ import type { Ort } from "../onnx/ort.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { cpuOrt } from "./cpu-ort.ts";
 import { nodeSink, requireFree } from "./folder-sink.ts";
+import { returnFreedMemory } from "./freed-memory.ts";
 import { rememberModel } from "./models.ts";
 import { KV_CALIBRATION_WINDOWS, type Quantized } from "./quantize.ts";
 import { type NamedText, shippedText, type TextWindows, textWindows } from "./text-windows.ts";
@@ -46,6 +47,7 @@ export async function exportFolder(
   const input: ExportInput = "quantized" in source ? source.quantized : asItIs(source);
   const dtype = options.dtype ?? ("quantized" in source ? modelDtype(source.quantized.plan) : "fp32");
   const { signal, onProgress } = options;
+  await returnFreedMemory();
   const out = await nodeSink(folder, { overwrite: options.overwrite });
   try {
     let manifest: Manifest = {

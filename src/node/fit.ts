@@ -13,6 +13,7 @@ import type { ModelDtype } from "../export/model-folder.ts";
 import { writtenSize } from "../onnx/external-data.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { cpuOrt } from "./cpu-ort.ts";
+import { returnFreedMemory } from "./freed-memory.ts";
 import { type Quantized, type QuantizeOptions, quantize } from "./quantize.ts";
 import { shippedText, textWindows } from "./text-windows.ts";
 
@@ -125,6 +126,7 @@ async function measureFitter(
   const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
   const named = text ?? (await shippedText(tokenizer));
   const { calibration } = textWindows(checkpoint, tokenizer, named, Math.max(recipe.windows, LEAST_WINDOWS));
+  await returnFreedMemory();
   const ort = cpuOrt(threads);
   const products = ortProducts(ort);
   const sizeOf = (plan: Plan): PlannedSize => {

@@ -10,6 +10,7 @@ import type { OnProgress } from "../progress.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { version } from "../version.ts";
 import { cpuOrt } from "./cpu-ort.ts";
+import { returnFreedMemory } from "./freed-memory.ts";
 import { diskLayerStore, removeOldLayers } from "./layer-store.ts";
 import { type NamedText, shippedText, textWindows } from "./text-windows.ts";
 
@@ -53,6 +54,7 @@ export async function quantize(
     Math.max(windowsOf(recipe), KV_CALIBRATION_WINDOWS),
   );
   await removeOldLayers();
+  await returnFreedMemory();
   const store = diskLayerStore({
     version,
     format: LAYER_FORMAT,
