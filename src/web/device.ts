@@ -49,6 +49,8 @@ export interface BuildChoice {
 
 /** More threads than this do not pay in ONNX Runtime's WASM pool; half the logical cores are physical ones. */
 const MAX_THREADS = 4;
+/** Of two cores both are taken: what of a token runs side by side is worth more than what a page needs meanwhile. */
+const BOTH = 2;
 const GIB = 2 ** 30;
 
 async function probeGpu(): Promise<{ gpu?: GpuReport; reason?: string }> {
@@ -100,7 +102,8 @@ export function chooseBuild(report: DeviceReport, wish: DeviceWish = "auto"): Bu
     const build = report.jspi ? "webgpu-jspi" : "webgpu-asyncify";
     return { build, device: "webgpu", threads: 1, reason: `WebGPU on ${name}` };
   }
-  const threads = report.crossOriginIsolated ? Math.max(1, Math.min(MAX_THREADS, Math.ceil(report.cores / 2))) : 1;
+  const most = Math.max(Math.min(BOTH, report.cores), Math.ceil(report.cores / 2));
+  const threads = report.crossOriginIsolated ? Math.max(1, Math.min(MAX_THREADS, most)) : 1;
   const why =
     wish === "wasm" ? "as asked" : gpu ? "the WebGPU adapter is a software one, which is slower" : report.noGpuReason;
   const how = report.crossOriginIsolated

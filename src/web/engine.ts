@@ -34,6 +34,8 @@ export interface WebEngineOptions {
   /** On WebGPU: caches as new buffers of every run instead of ones that are written in place. */
   readonly growing?: boolean;
   readonly cache?: CacheWish;
+  /** Told of every whole answer: ms of each of its steps of one token. */
+  readonly onSteps?: (steps: readonly number[]) => void;
 }
 
 type Json = Readonly<Record<string, unknown>>;
@@ -113,7 +115,10 @@ export async function openWebEngine(
     const path = embedGraph(graph);
     return openSession(ort, folder, path, await readGraphFile(folder, path), choice);
   };
-  return new PageEngine(info, tokenizer, session, samplingDefaults(generationConfig), embedder, ort, window);
+  const defaults = samplingDefaults(generationConfig);
+  const engine = new PageEngine(info, tokenizer, session, defaults, embedder, ort, window, options.onSteps);
+  if (choice.device === "wasm") void engine.warmUp();
+  return engine;
 }
 
 function contextOf(id: string, { context, defaultContext }: WebEngineOptions, largest: number): number {
@@ -220,6 +225,9 @@ function embedGraph(graph: string): string {
   return graph.replace(/(\.[^/.]+)?\.onnx$/, ".embed.onnx");
 }
 
+/** Compiling takes V8 about this long beside two busy threads. */
+const WARM_UP_MS = 2000;
+
 /** Lets messages in: runs of a WASM session leave the event loop no turn, and a stop would wait for the end. */
 function nextTask(): Promise<void> {
   return new Promise((resolve) => {
@@ -247,8 +255,29 @@ class PageEngine implements Engine {
     private readonly openEmbedder: () => Promise<{ session: InferenceSession }>,
     private readonly ort: OrtModule,
     private readonly window: WindowPolicy | undefined,
+    private readonly onSteps: ((steps: readonly number[]) => void) | undefined,
   ) {
     this.grammars = new GrammarCache(tokenizer);
+  }
+
+  /** While nobody asks: a browser compiles well what has run for a while, and until then a token takes twice as long. */
+  async warmUp(): Promise<void> {
+    const until = performance.now() + WARM_UP_MS;
+    const idle = () => this.counts.running + this.counts.waiting === 0 && performance.now() < until;
+    await nextTask(); // the page is told first that the model is open
+    const done = idle() ? await this.takeTurn() : undefined;
+    try {
+      const { session } = this;
+      if (done)
+        for await (const _ of session.warmUp?.() ?? []) {
+          await nextTask();
+          if (this.counts.waiting > 0 || performance.now() > until) break;
+        }
+    } catch {
+      // the first answer meets the same, and says it
+    } finally {
+      done?.();
+    }
   }
 
   chat(messages: readonly ChatMessage[], options: GenerateOptions & ChatTemplateOptions = {}): AsyncIterable<Piece> {
@@ -271,17 +300,20 @@ class PageEngine implements Engine {
       const { window } = this;
       let seen = window ? windowTokens(prompt, window) : [...prompt];
       const cached = await this.session.resume(seen);
+      const steps: number[] = [];
       let next = seen.slice(cached);
       let started = performance.now();
       let prefillMs: number | undefined;
       let last: Piece | undefined;
       while (generation.wantsToken && !signal?.aborted) {
         await nextTask();
+        const stepStarted = performance.now();
         const logits = await this.session.step(next, signal).catch((error) => {
           if (signal?.aborted) return undefined;
           throw error;
         });
         if (!logits) break;
+        if (next.length === 1) steps.push(performance.now() - stepStarted);
         if (prefillMs === undefined) {
           prefillMs = performance.now() - started;
           started = performance.now();
@@ -302,6 +334,7 @@ class PageEngine implements Engine {
       this.counts.generatedTokens += usage.completionTokens;
       this.counts.promptTokens += usage.promptTokens;
       this.counts.cachedTokens += cached;
+      this.onSteps?.(steps);
       yield { ...last, usage, timings: { prefillMs: prefillMs ?? 0, decodeMs: performance.now() - started } };
     } catch (error) {
       this.session.clear();

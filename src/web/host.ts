@@ -11,6 +11,7 @@ import { openRemote, type RemoteFile, type RemoteModel } from "./remote.ts";
 import { type Context, type Handlers, type Port, serve } from "./rpc.ts";
 import { checkFit, kvBytesOf, selectFiles } from "./select.ts";
 import { ModelStore, type StoredModel } from "./store.ts";
+import { speedOf, threadsThatPay } from "./thread-choice.ts";
 
 /** What a worker script calls once; `more` are methods beyond WorkerMethods. */
 export function hostEngine(port: Port, more: object = {}): void {
@@ -85,16 +86,16 @@ async function open(
 ): Promise<{ engine: Engine; loaded: LoadedModel }> {
   const report = await probeDevice();
   const chosen = chooseBuild(report, request.device);
-  const choice: BuildChoice = { ...chosen, threads: request.threads ?? chosen.threads };
-  emit({ stage: "look", choice });
+  emit({ stage: "look", choice: chosen });
 
   const store = await ModelStore.open();
-  const stored = await fetched(store, request, choice, report, signal, emit);
+  const stored = await fetched(store, request, chosen, report, signal, emit);
+  const choice = await withThreads(chosen, request, store, stored.id);
   const folder = await store.folder(stored.id);
   const paths = await Promise.all((await folder.list()).map((path) => sized(folder, path)));
   const selected = selectFiles(paths, choice, report, request.graph).graph;
   const there = paths.map(({ path }) => path);
-  const graph = graphWithCache(there, selected, request.graph !== undefined, request, choice);
+  const graph = graphWithCache(there, selected, request);
   const directory = await store.directory(stored.id);
   const onMatrix = (done: number, total: number) => {
     signal.throwIfAborted();
@@ -107,16 +108,40 @@ async function open(
   signal.throwIfAborted();
   emit({ stage: "session" });
   const { context, growingCache: growing } = request;
-  const options = { id: stored.id, graph, choice, context, defaultContext: DEFAULT_CONTEXT, growing, cache: request };
+  const { id } = stored;
+  const onSteps = (steps: readonly number[]) => {
+    const speed = choice.device === "wasm" ? speedOf(steps, Date.now()) : undefined;
+    // a full disk, or another tab that notes the same, costs the note only
+    if (speed) void store.noteSpeed(id, choice.threads, speed).catch(() => undefined);
+  };
+  const options = { id, graph, choice, context, defaultContext: DEFAULT_CONTEXT, growing, cache: request, onSteps };
   const engine = await openWebEngine(ort, folder, options, place);
   tokenizerFilesOf.set(engine, await tokenizerFiles(folder));
   const loadMs = performance.now() - started;
   const hasChatTemplate = engine.tokenizer.chatTemplate !== undefined;
   const { info } = engine;
   const notes = info.kv.keeps ? [info.kv.keeps] : [];
-  if (choice.device === "wasm" && request.kv === undefined && info.kv.format === "fp32")
-    notes.push(`${stored.id} has no int8 KV cache: the float one takes four times the memory.`);
   return { engine, loaded: { info, choice, hasChatTemplate, loadMs, notes, stored } };
+}
+
+/** As many threads as were asked for, else as many as pay here. */
+async function withThreads(
+  chosen: BuildChoice,
+  { threads, kv }: LoadRequest,
+  store: ModelStore,
+  id: string,
+): Promise<BuildChoice> {
+  if (threads !== undefined) return { ...chosen, threads };
+  if (chosen.threads === 1) return chosen;
+  const why = (reason: string) => ({
+    ...chosen,
+    threads: 1,
+    reason: `${chosen.reason.replace(/,[^,]*$/, "")}, ${reason}`,
+  });
+  // its attention takes longer on two threads than on one: see cache-choice.ts
+  if (kv === "int8") return why("1 thread: more do not pay with an int8 cache");
+  if (threadsThatPay(chosen.threads, await store.speeds(id), Date.now()) > 1) return chosen;
+  return why(`1 thread: ${chosen.threads} waited for cores that something else held when they were last used`);
 }
 
 /** The model's files in OPFS: fetched where the source is elsewhere, refused first where they cannot fit. */

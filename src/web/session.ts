@@ -43,14 +43,19 @@ export interface PageCache {
   resume(prompt: readonly number[]): Promise<number>;
   /** Feeds tokens; resolves to the logits (vocab) after the last one. */
   step(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array>;
+  /** Steps on a sequence that nothing remembers, for as long as the caller wants them. */
+  warmUp?(): AsyncGenerator<void>;
   clear(): void;
   dispose(): Promise<void>;
 }
 
+/** Tokens before the single ones that a session is warmed up with. */
+const WARM_PROMPT = 16;
+
 export class WebSession implements PageCache {
   private readonly slots: readonly CacheSlot[];
   private readonly inputs: ReadonlySet<string>;
-  private caches = new Map<string, Tensor>();
+  private caches: ReadonlyMap<string, Tensor> = new Map();
   /** What the caches hold. */
   private tokens: number[] = [];
   private readonly chunk: number = PREFILL_CHUNK;
@@ -119,9 +124,9 @@ export class WebSession implements PageCache {
       this.clear();
       return 0;
     }
-    for (const { past, lengthAxis } of this.slots) {
-      this.caches.set(past, this.cut(this.caches.get(past)!, lengthAxis, shared));
-    }
+    this.caches = new Map(
+      this.slots.map(({ past, lengthAxis }) => [past, this.cut(this.caches.get(past)!, lengthAxis, shared)]),
+    );
     this.tokens.length = shared;
     return shared;
   }
@@ -156,18 +161,33 @@ export class WebSession implements PageCache {
     }
   }
 
+  async *warmUp(): AsyncGenerator<void> {
+    let caches: ReadonlyMap<string, Tensor> = new Map();
+    for (let before = 0; !this.inPlace; ) {
+      const tokens = new Array<number>(before === 0 ? WARM_PROMPT : 1).fill(0);
+      caches = this.given(await this.session.run(this.feeds(tokens, before, caches), this.fetches()));
+      before += tokens.length;
+      yield;
+    }
+  }
+
   private async run(tokens: readonly number[]): Promise<Float32Array> {
     this.inPlace?.reserve(this.tokens.length + tokens.length, this.tokens.length);
-    const results = await this.session.run(this.feeds(tokens), this.fetches());
+    const results = await this.session.run(this.feeds(tokens, this.tokens.length, this.caches), this.fetches());
     if (!this.inPlace) {
       const old = this.caches;
-      this.caches = new Map(this.slots.map(({ past, present }) => [past, results[present] as Tensor]));
+      this.caches = this.given(results);
       for (const tensor of old.values()) tensor.dispose();
     }
     this.tokens.push(...tokens);
     const logits = results.logits as Tensor;
     const vocab = logits.dims.at(-1)!;
     return (logits.data as Float32Array).slice(-vocab);
+  }
+
+  /** The caches of a run's results, as the next run takes them. */
+  private given(results: InferenceSession.OnnxValueMapType): ReadonlyMap<string, Tensor> {
+    return new Map(this.slots.map(({ past, present }) => [past, results[present] as Tensor]));
   }
 
   /** Where outputs go: into the buffers that they came from, or wherever the runtime likes. */
@@ -180,12 +200,15 @@ export class WebSession implements PageCache {
 
   /** Of a graph that gives them: (1, tokens, hidden), after the final norm. Leaves the caches alone. */
   async hiddenStates(tokens: readonly number[]): Promise<Tensor> {
-    return (await this.session.run(this.feeds(tokens), ["hidden_states"])).hidden_states as Tensor;
+    return (await this.session.run(this.feeds(tokens, 0, new Map()), ["hidden_states"])).hidden_states as Tensor;
   }
 
-  private feeds(tokens: readonly number[]): Record<string, Tensor> {
+  private feeds(
+    tokens: readonly number[],
+    before: number,
+    caches: ReadonlyMap<string, Tensor>,
+  ): Record<string, Tensor> {
     const { Tensor: T } = this.ort;
-    const before = this.tokens.length;
     const total = before + tokens.length;
     const feeds: Record<string, Tensor> = {
       input_ids: new T("int64", BigInt64Array.from(tokens, BigInt), [1, tokens.length]),
@@ -199,7 +222,7 @@ export class WebSession implements PageCache {
     }
     if (this.inputs.has("num_logits_to_keep")) feeds.num_logits_to_keep = new T("int64", BigInt64Array.of(1n), []);
     for (const { past, type, empty } of this.slots) {
-      feeds[past] = this.inPlace?.tensor(past) ?? this.caches.get(past) ?? emptyTensor(T, type, empty);
+      feeds[past] = this.inPlace?.tensor(past) ?? caches.get(past) ?? emptyTensor(T, type, empty);
     }
     return feeds;
   }
@@ -207,7 +230,7 @@ export class WebSession implements PageCache {
   /** Forgets everything. */
   clear(): void {
     for (const tensor of this.caches.values()) tensor.dispose();
-    this.caches.clear();
+    this.caches = new Map();
     this.inPlace?.dispose();
     this.tokens = [];
   }

@@ -8,6 +8,7 @@ import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { type FolderSource, readText } from "../files.ts";
 import { type BlobFolder, fileHandle, handleFolder, listFiles, openSink, storageError, subfolder } from "./opfs.ts";
 import type { RemoteFile, RemoteModel } from "./remote.ts";
+import type { AnswerSpeed, AnswerSpeeds } from "./thread-choice.ts";
 
 export interface StoredModel {
   readonly id: string;
@@ -51,6 +52,8 @@ interface ModelRecord {
 const TRIES = 4;
 const FIRST_WAIT_MS = 1000;
 const RATE_WINDOW_MS = 3000;
+/** Beside a model's record. */
+const SPEEDS = "speeds.json";
 
 export class ModelStore {
   private constructor(private readonly root: FileSystemDirectoryHandle) {}
@@ -112,6 +115,24 @@ export class ModelStore {
     const record = { id, origin, savedAt: Date.now(), files: Object.fromEntries(entries) };
     await this.write(record);
     return this.describe(record);
+  }
+
+  /** What answers of a model took on this machine, as `noteSpeed` kept it. */
+  async speeds(id: string): Promise<AnswerSpeeds> {
+    const handle = await fileHandle(this.root, `${slug(id)}/${SPEEDS}`);
+    if (!handle) return {};
+    try {
+      return JSON.parse(await (await handle.getFile()).text()) as AnswerSpeeds;
+    } catch {
+      return {}; // half written by a tab that died: measured again
+    }
+  }
+
+  async noteSpeed(id: string, threads: number, speed: AnswerSpeed): Promise<void> {
+    const speeds = { ...(await this.speeds(id)), [threads]: speed };
+    const sink = await openSink(this.root, `${slug(id)}/${SPEEDS}`);
+    await sink.write(new TextEncoder().encode(JSON.stringify(speeds)));
+    await sink.close();
   }
 
   /** Fetches what is missing of `files`; stopping keeps what is there. Two tabs take turns. */

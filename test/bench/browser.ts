@@ -3,6 +3,7 @@
  * a browser of its own. Prints a table in Markdown: median decode tokens per second and every round's, first token, load,
  * and the memory that the renderer holds afterwards (resident, Linux only).
  *   npx tsx test/bench/browser.ts <q4 folder made by nibble> <Q4 .gguf> [--rounds 3] [--tokens 32] [--skip-transformers]
+ * Between loading and asking there are two seconds, the time in which a user types.
  * transformers.js says a quarter of the tokens: it takes half a second each. Pages keep what they loaded in OPFS or memory; load times include no network to speak of (the host is this machine).
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
@@ -27,13 +28,14 @@ const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     rounds: { type: "string", default: "3" },
-    tokens: { type: "string", default: "32" },
+    tokens: { type: "string", default: "64" },
     "skip-transformers": { type: "boolean", default: false },
   },
 });
 const [folder, gguf] = positionals.map((path) => resolve(path));
 if (!folder || !gguf) throw new Error("usage: browser.ts <q4 folder> <gguf> [--rounds 3] [--tokens 32]");
 const tokens = Number(flags.tokens);
+const TYPING_MS = 2000;
 
 const PROMPT =
   "<|im_start|>user\nExplain in a few sentences why the sky is blue and why it turns red in the evening.<|im_end|>\n<|im_start|>assistant\n";
@@ -81,12 +83,13 @@ async function runNibble(page: Page, threads: number): Promise<Run> {
   await page.reload(); // a later visit, without the memory of the first
   await page.waitForFunction(() => "nibble" in globalThis);
   const { loadMs, started, times } = await page.evaluate(
-    async ([prompt, count, workers]) => {
+    async ([prompt, count, workers, typingMs]) => {
       const options = { startWorker: nibble.startWorker, device: "wasm", threads: workers, ortUrl: "/ort/" } as const;
       const before = performance.now();
       const engine = await nibble.createEngine({ kind: "stored", id: "model" }, options);
       const loaded = performance.now() - before;
       const at: number[] = [];
+      await new Promise((typed) => setTimeout(typed, typingMs));
       const start = performance.now();
       const greedy = { temperature: 0, maxTokens: count, ignoreEos: true };
       for await (const piece of engine.generate({ kind: "text", text: prompt }, greedy)) {
@@ -94,7 +97,7 @@ async function runNibble(page: Page, threads: number): Promise<Run> {
       }
       return { loadMs: loaded, started: start, times: at };
     },
-    [PROMPT, tokens, threads] as const,
+    [PROMPT, tokens, threads, TYPING_MS] as const,
   );
   return figures(loadMs, started, times);
 }
@@ -102,7 +105,7 @@ async function runNibble(page: Page, threads: number): Promise<Run> {
 async function runTransformers(page: Page, threads: number): Promise<Run> {
   await page.waitForFunction(() => "transformers" in globalThis);
   const { loadMs, started, times } = await page.evaluate(
-    async ([prompt, count, workers]) => {
+    async ([prompt, count, workers, typingMs]) => {
       const { env, AutoModelForCausalLM, AutoTokenizer, BaseStreamer } = transformers;
       Object.assign(env, { allowRemoteModels: false, allowLocalModels: true, localModelPath: "/models/" });
       const file = (name: string) => new URL(`/its-ort/ort-wasm-simd-threaded.asyncify.${name}`, location.href).href;
@@ -120,13 +123,14 @@ async function runTransformers(page: Page, threads: number): Promise<Run> {
         }
         end() {}
       }
+      await new Promise((typed) => setTimeout(typed, typingMs));
       const start = performance.now();
       const inputs = tokenizer(prompt);
       const all = { ...inputs, max_new_tokens: count, min_new_tokens: count, do_sample: false, streamer: new Clock() };
       await model.generate(all);
       return { loadMs: loaded, started: start, times: at };
     },
-    [PROMPT, Math.ceil(tokens / 4), threads] as const,
+    [PROMPT, Math.ceil(tokens / 4), threads, TYPING_MS] as const,
   );
   return figures(loadMs, started, times);
 }
@@ -134,19 +138,20 @@ async function runTransformers(page: Page, threads: number): Promise<Run> {
 async function runWllama(page: Page, threads: number): Promise<Run> {
   await page.waitForFunction(() => "Wllama" in globalThis);
   const { loadMs, started, times } = await page.evaluate(
-    async ([prompt, count, workers]) => {
+    async ([prompt, count, workers, typingMs]) => {
       const wllama = new Wllama({ default: new URL("/wllama/wasm/wllama.wasm", location.href).href });
       const blob = await (await fetch("/gguf/model.gguf")).blob();
       const before = performance.now();
       await wllama.loadModel([blob], { n_ctx: 512, n_threads: workers, n_gpu_layers: 0 });
       const loaded = performance.now() - before;
       const at: number[] = [];
+      await new Promise((typed) => setTimeout(typed, typingMs));
       const start = performance.now();
       const request = { prompt, max_tokens: count, temperature: 0, stream: true, ignore_eos: true };
       for await (const _ of await wllama.createCompletion(request)) at.push(performance.now());
       return { loadMs: loaded, started: start, times: at };
     },
-    [PROMPT, tokens, threads] as const,
+    [PROMPT, tokens, threads, TYPING_MS] as const,
   );
   return figures(loadMs, started, times);
 }

