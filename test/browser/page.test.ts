@@ -489,7 +489,13 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
           await page.getByRole("button", { name: "Dark or light" }).click();
         }
         expect(problems).toEqual([]);
-        expect(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth)).toBe(true);
+        const wider = await page.evaluate(() =>
+          [...document.querySelectorAll("body *")]
+            .filter((element) => element.getBoundingClientRect().right > innerWidth)
+            .map((element) => `${element.tagName} ${element.className} ${element.textContent?.slice(0, 60)}`),
+        );
+        const fits = await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth);
+        expect(fits ? [] : wider).toEqual([]);
         await page.goto(`${host.url}/#chat`);
         await picture(page, "phone");
       },

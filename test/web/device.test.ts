@@ -31,7 +31,7 @@ describe("the ONNX Runtime build for a device", () => {
     expect(choice.reason).toContain("no WebGPU");
   });
 
-  test("with isolation WASM has half the cores, at most four", () => {
+  test("with isolation WASM has half the cores, two at least where there are two, at most four", () => {
     const threads = (cores: number) => chooseBuild({ ...bare, crossOriginIsolated: true, cores }).threads;
     expect([1, 2, 3, 4, 8, 64].map(threads)).toEqual([1, 2, 2, 2, 4, 4]);
   });
