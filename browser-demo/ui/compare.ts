@@ -151,7 +151,14 @@ export function compareView(): HTMLElement {
   const start = el("button", { type: "submit", class: "button primary" }, icon("columns"), "Compare");
   const stop = el("button", { type: "button", class: "button", hidden: true }, "Stop");
   let control: AbortController | undefined;
+  let running = false;
   stop.addEventListener("click", () => control?.abort());
+  /** Nothing can be compared before the page knows what is stored. */
+  const offer = () => {
+    start.disabled = running || a.id === "" || b.id === "";
+    stop.hidden = !running;
+  };
+  stored.watch(offer); // after both sides, which list the models first
 
   /** Marks where an answer leaves A's, in A too where nothing has parted from it before. */
   const marked = (one: Result, other: Result, box: AnswerBox, name: string): string => {
@@ -165,8 +172,8 @@ export function compareView(): HTMLElement {
 
   const run = async () => {
     control = new AbortController();
-    start.disabled = true;
-    stop.hidden = false;
+    running = true;
+    offer();
     verdict.textContent = "One after the other, so that none slows another down.";
     for (const { box } of [a, b, third]) box.clear();
     try {
@@ -182,8 +189,8 @@ export function compareView(): HTMLElement {
       verdict.textContent = control.signal.aborted ? "Stopped." : (error as Error).message;
     }
     announce(verdict.textContent ?? "");
-    start.disabled = false;
-    stop.hidden = true;
+    running = false;
+    offer();
   };
   const form = el(
     "form",
