@@ -21,6 +21,11 @@ export async function readJsonBody(c: Context, limits: BodyLimits): Promise<Json
     const message = `Unsupported content type '${type.slice(0, 64)}': send the body as application/json.`;
     throw new ApiError(415, "unsupported_media_type", message);
   }
+  const encoding = c.req.header("content-encoding");
+  if (encoding !== undefined && !/^(identity)?$/i.test(encoding.trim())) {
+    const message = `Unsupported Content-Encoding '${encoding.slice(0, 64)}': send the body as it is, not compressed.`;
+    throw new ApiError(415, "unsupported_media_type", message);
+  }
   const declared = Number(c.req.header("content-length") ?? 0);
   if (declared > limits.maxBodyBytes) throw tooLarge(limits);
   const text = await readText(c.req.raw.body, limits);
@@ -50,18 +55,21 @@ function tooLarge({ maxBodyBytes }: BodyLimits): ApiError {
 async function readText(stream: ReadableStream<Uint8Array> | null, limits: BodyLimits): Promise<string> {
   if (!stream) return "";
   const reader = stream.getReader();
-  const decoder = new TextDecoder();
+  const decoder = new TextDecoder("utf-8", { fatal: true });
   let text = "";
   let sizeBytes = 0;
-  for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
-    sizeBytes += chunk.value.byteLength;
-    if (sizeBytes > limits.maxBodyBytes) {
-      await reader.cancel();
-      throw tooLarge(limits);
+  try {
+    for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
+      sizeBytes += chunk.value.byteLength;
+      if (sizeBytes > limits.maxBodyBytes) throw tooLarge(limits);
+      text += decoder.decode(chunk.value, { stream: true });
     }
-    text += decoder.decode(chunk.value, { stream: true });
+    return text + decoder.decode();
+  } catch (error) {
+    await reader.cancel().catch(() => undefined); // what is left of it has no reader
+    if (error instanceof TypeError) throw new ApiError(400, "invalid_json", "The body is not valid UTF-8.");
+    throw error;
   }
-  return text + decoder.decode();
 }
 
 /** The deepest nesting of brackets outside strings; cheap, and safe on what is not JSON. */

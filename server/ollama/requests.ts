@@ -62,7 +62,7 @@ export const ollamaGenerate = z.object({
 });
 export const ollamaEmbed = z.object({
   model: z.string(),
-  input: z.union([z.string(), z.array(z.string()).min(1)]),
+  input: z.union([z.string(), z.array(z.string())]),
   truncate: z.boolean().nullish(),
   dimensions: z.int().min(1).nullish(),
 });

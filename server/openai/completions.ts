@@ -12,7 +12,7 @@ const DEFAULT_MAX_TOKENS = 16;
 
 export const completionRequest = z.object({
   model: z.string().optional(),
-  prompt: promptInput,
+  prompt: promptInput.default(""),
   suffix: z.string().optional(),
   echo: z.boolean().optional(),
   /** 5 for OpenAI; evaluation harnesses ask for more. */
@@ -24,7 +24,7 @@ export const completionRequest = z.object({
 export type CompletionRequest = z.infer<typeof completionRequest>;
 
 export function parseCompletionRequest(body: Readonly<Record<string, unknown>>): CompletionRequest {
-  const request = completionRequest.parse({ prompt: "", ...acceptFields("/v1/completions", body) });
+  const request = completionRequest.parse(acceptFields("/v1/completions", body));
   checkStream(request);
   return request;
 }

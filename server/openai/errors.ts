@@ -124,7 +124,7 @@ function fromZod(error: ZodError): ApiError {
   return new ApiError(
     400,
     code,
-    `${what} for '${param || "body"}': ${issue.message.replace(/^Invalid input: /, "")}.`,
+    `${what} for '${param || "body"}': ${issue.message.replace(/^(Invalid input|Too small|Too big): /, "")}.`,
     {
       param,
     },
@@ -136,7 +136,9 @@ function named(issue: Issue): Issue {
   if (issue.code !== "invalid_union" || issue.errors.length === 0) return issue;
   const own = issue.errors.map(([first]) => first).filter((first) => first?.path.length === 0);
   const types = own.filter((first) => first.code === "invalid_type");
-  if (own.length < issue.errors.length || types.length === 0 || types.length < own.length) return issue;
+  if (own.length < issue.errors.length || types.length === 0) return issue;
+  const ofItsType = own.find((first) => first.code !== "invalid_type");
+  if (ofItsType) return { ...ofItsType, path: issue.path };
   const received = /received (\w+)$/.exec(types[0].message)?.[1];
   const expected = [...new Set(types.map((first) => (first as { expected: string }).expected))].join(" or ");
   return { ...types[0], path: issue.path, message: `expected ${expected}, received ${received}` };

@@ -62,7 +62,7 @@ const local = [
   ignored("timings_per_token", "log probabilities and usage are complete without it"),
   ignored("return_progress", "progress is not part of the answer"),
   ignored("return_tokens", "log probabilities name the tokens"),
-  ignored("keep_alive", "the server's --idle decides"),
+  ignored("keep_alive", "the server's --idle-unload decides"),
   ignored("request_id", "the header x-request-id names the request"),
   ignored("priority", "requests are answered in turn"),
   ignored("add_generation_prompt", "always true"),

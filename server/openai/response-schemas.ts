@@ -147,6 +147,13 @@ export const messageResponse = z.object({
   }),
 });
 
+export const countTokensResponse = z.object({ input_tokens: z.int().min(0) });
+
+export const anthropicError = z.object({
+  type: z.literal("error"),
+  error: z.object({ type: z.string(), message: z.string() }),
+});
+
 export const errorResponse = z.object({
   error: z.object({
     message: z.string(),

@@ -1,6 +1,12 @@
 /** GET /health: 503 while the first model loads or the server ends, as load balancers want it. */
 import { Hono } from "hono";
+import { z } from "zod";
 import type { ServerContext } from "../context.ts";
+
+export const healthAnswer = z.object({
+  status: z.enum(["ok", "loading model", "ending", "no model could be loaded"]),
+  error: z.object({ code: z.int(), message: z.string(), type: z.string() }).optional(), // llama.cpp's clients look here
+});
 
 export function health({ registry, draining }: ServerContext): Hono {
   return new Hono().on("GET", ["/health", "/v1/health"], (c) => {

@@ -23,6 +23,28 @@ export const infillRequest = z.object({
   ...samplingFields,
 });
 
+const timings = z.object({
+  prompt_n: z.int().min(0),
+  prompt_ms: z.number().min(0),
+  predicted_n: z.int().min(0),
+  predicted_ms: z.number().min(0),
+  predicted_per_second: z.number().min(0),
+});
+
+export const infillAnswer = z.object({
+  content: z.string(),
+  tokens: z.array(z.int().min(0)).optional(), // of a streamed answer
+  stop: z.literal(true),
+  model: z.string(),
+  stop_type: z.enum(["eos", "limit", "word"]),
+  stopping_word: z.string(),
+  truncated: z.literal(false),
+  tokens_predicted: z.int().min(0),
+  tokens_evaluated: z.int().min(0),
+  tokens_cached: z.int().min(0),
+  timings: timings.optional(),
+});
+
 export function infill(context: ServerContext): Hono {
   return new Hono().post("/infill", async (c) => {
     const given = await body(c, context);

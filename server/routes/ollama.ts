@@ -54,14 +54,14 @@ export function ollama(context: ServerContext): Hono {
     })
     .post("/api/chat", async (c) => {
       const request = ollamaChat.parse(await body(c, context));
-      if (!request.messages?.length) return c.json(await loaded(context, request));
+      if (!request.messages?.length) return c.json(await loaded(context, request, "message"));
       return answerChat(c, context, request.model, request.stream ?? true, "message", (engine) =>
         chatJob(request, engine),
       );
     })
     .post("/api/generate", async (c) => {
       const request = ollamaGenerate.parse(await body(c, context));
-      if (!request.prompt) return c.json(await loaded(context, request)); // loads the model, says no more
+      if (!request.prompt) return c.json(await loaded(context, request, "response")); // loads the model, says no more
       if (request.raw || request.suffix) return plainCompletion(c, context, request);
       return answerChat(c, context, request.model, request.stream ?? true, "response", () => generateJob(request));
     })
@@ -78,10 +78,13 @@ export function ollama(context: ServerContext): Hono {
       const { vectors } = await embed(c, context, request.model, request.prompt);
       return c.json({ embedding: Array.from(vectors[0]) });
     })
-    .on(["POST", "DELETE"], ["/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"], (c) => {
-      const message = `${c.req.path} is not offered: models are made by nibble quantize and named when the server starts.`;
-      throw new ApiError(400, "unsupported_value", message, { code: "unsupported" });
-    });
+    .on("POST", ["/api/pull", "/api/push", "/api/create", "/api/copy"], notOffered)
+    .delete("/api/delete", notOffered);
+}
+
+function notOffered(c: Context): never {
+  const message = `${c.req.path} is not offered: models are made by nibble quantize and named when the server starts.`;
+  throw new ApiError(400, "unsupported_value", message, { code: "unsupported" });
 }
 
 function describe({ id, created, sizeBytes, engine }: ModelStatus) {
@@ -133,7 +136,11 @@ function show(engine: Engine) {
 }
 
 /** Nothing to answer loads the model, or with `keep_alive: 0` unloads it where nobody uses it. */
-async function loaded({ registry }: ServerContext, { model, keep_alive }: Pick<KeptAlive, "model" | "keep_alive">) {
+async function loaded(
+  { registry }: ServerContext,
+  { model, keep_alive }: Pick<KeptAlive, "model" | "keep_alive">,
+  field: Field,
+) {
   const leave = keep_alive === 0 || /^0+[a-z]*$/.test(String(keep_alive));
   const known = registry.find(model);
   if (leave && known) await registry.unload(known.id);
@@ -141,8 +148,7 @@ async function loaded({ registry }: ServerContext, { model, keep_alive }: Pick<K
   return {
     model: known?.id ?? model,
     created_at: new Date().toISOString(),
-    message: { role: "assistant", content: "" },
-    response: "",
+    ...(field === "message" ? { message: { role: "assistant", content: "" } } : { response: "" }),
     done: true,
     done_reason: leave ? "unload" : "load",
   };

@@ -2,53 +2,23 @@
 import { Hono } from "hono";
 import { z } from "zod";
 import { version } from "../../src/version.ts";
-import { messagesRequest } from "../anthropic/messages.ts";
-import { chatRequest } from "../openai/chat-request.ts";
-import { completionRequest } from "../openai/completions.ts";
-import { embeddingRequest } from "../openai/embeddings.ts";
-import { type Endpoint, fields } from "../openai/fields.ts";
-import * as answers from "../openai/response-schemas.ts";
-import { responsesRequest } from "../openai/responses-request.ts";
-import { infillRequest } from "./infill.ts";
-import { detokenizeRequest, tokenizeRequest } from "./tokens.ts";
+import { ollamaError } from "../ollama/answers.ts";
+import { type Field, fields } from "../openai/fields.ts";
+import { anthropicError, errorResponse } from "../openai/response-schemas.ts";
+import { type Operation, operations } from "../operations.ts";
 
-interface Operation {
-  readonly summary: string;
-  readonly request: z.ZodType;
-  readonly response?: z.ZodType;
-}
-
-export const operations: Readonly<Record<string, Operation>> = {
-  "/v1/chat/completions": {
-    summary: "Answer a conversation",
-    request: chatRequest,
-    response: answers.chatCompletionResponse,
-  },
-  "/v1/completions": { summary: "Continue text", request: completionRequest, response: answers.completionResponse },
-  "/v1/responses": { summary: "Answer input items", request: responsesRequest, response: answers.responseResponse },
-  "/v1/embeddings": { summary: "Vectors of texts", request: embeddingRequest, response: answers.embeddingResponse },
-  "/v1/messages": {
-    summary: "Answer, in Anthropic's shape",
-    request: messagesRequest,
-    response: answers.messageResponse,
-  },
-  "/v1/messages/count_tokens": {
-    summary: "Tokens of a conversation",
-    request: messagesRequest.partial({ max_tokens: true }),
-  },
-  "/infill": { summary: "Code between a prefix and a suffix", request: infillRequest },
-  "/tokenize": { summary: "Text to token ids", request: tokenizeRequest },
-  "/detokenize": { summary: "Token ids to text", request: detokenizeRequest },
-  "/apply-template": { summary: "The prompt of a conversation", request: chatRequest },
+/** What each status means, beside 200; a request's body can be wrong in more ways than its path. */
+const refusals: Readonly<Record<string, string>> = {
+  "400": "The request is wrong; the message says where",
+  "401": "No API key, or a wrong one",
+  "403": "This Host or Origin is not allowed",
+  "404": "There is no such model",
+  "500": "The model stopped while it was answering",
+  "503": "Loading, ending, or too many requests: Retry-After says when to ask again",
 };
-
-const gets: Readonly<Record<string, { summary: string; response?: z.ZodType }>> = {
-  "/v1/models": { summary: "The models of this server", response: answers.modelListResponse },
-  "/v1/models/{id}": { summary: "One model", response: answers.modelResponse },
-  "/health": { summary: "503 while the first model loads" },
-  "/metrics": { summary: "Prometheus metrics" },
-  "/props": { summary: "What is loaded, and how" },
-  "/slots": { summary: "Places of loaded models" },
+const bodyRefusals: Readonly<Record<string, string>> = {
+  "413": "The body is too large",
+  "415": "The body is no JSON, or compressed",
 };
 
 export function openapi(): Hono {
@@ -60,51 +30,79 @@ export function openapi(): Hono {
 }
 
 export function makeDocument() {
-  const error = content(schemaOf(answers.errorResponse));
-  const refusals = Object.fromEntries(
-    ["400", "401", "404", "503"].map((status) => [status, { description: "An error", content: error }]),
-  );
-  const posts = Object.entries(operations).map(([path, { summary, request, response }]) => {
-    const body = { required: true, content: content(describeFields(path, schemaOf(request))) };
-    const ok = { description: "The answer", ...(response ? { content: content(schemaOf(response)) } : {}) };
-    return [path, { post: { summary, requestBody: body, responses: { "200": ok, ...refusals } } }];
-  });
-  const reads = Object.entries(gets).map(([path, { summary, response }]) => {
-    const ok = { description: "The answer", ...(response ? { content: content(schemaOf(response)) } : {}) };
-    const parameters = path.includes("{id}")
-      ? [{ name: "id", in: "path", required: true, schema: { type: "string" } }]
-      : [];
-    return [path, { get: { summary, parameters, responses: { "200": ok } } }];
-  });
+  const paths: Record<string, Record<string, object>> = {};
+  for (const operation of operations) {
+    const { method, path } = operation;
+    paths[path] = { ...paths[path], [method]: describe(operation) };
+  }
   return {
     openapi: "3.1.0",
     info: { title: "Nibble", version, description: "OpenAI-compatible API of models exported by Nibble" },
-    components: { securitySchemes: { key: { type: "http", scheme: "bearer" } } },
+    components: {
+      securitySchemes: { key: { type: "http", scheme: "bearer" } },
+      schemas: {
+        Error: schemaOf(errorResponse, "output"),
+        AnthropicError: schemaOf(anthropicError, "output"),
+        OllamaError: schemaOf(ollamaError, "output"),
+      },
+    },
     security: [{}, { key: [] }],
-    paths: Object.fromEntries([...posts, ...reads]),
+    paths,
   };
 }
 
-interface JsonSchema {
-  readonly properties?: Record<string, object>;
+function describe(operation: Operation) {
+  const { path, summary, request, answer, alsoAs, refused } = operation;
+  const ok = {
+    ...(answer ? json(schemaOf(answer, "output")) : {}),
+    ...(alsoAs ? { [alsoAs]: { schema: { type: "string" } } } : {}),
+  };
+  const failed = json({ $ref: `#/components/schemas/${errorSchema(path)}` });
+  const statuses = Object.entries({ ...refusals, ...(request || refused ? bodyRefusals : {}) });
+  const parameter = { name: "id", in: "path", required: true, schema: { type: "string", minLength: 1 } };
+  return {
+    summary,
+    ...(path.includes("{id}") ? { parameters: [parameter] } : {}),
+    ...(request ? { requestBody: { required: true, content: json(requestSchema(operation, request)) } } : {}),
+    responses: {
+      ...(refused ? {} : { "200": { description: "The answer", content: ok } }),
+      ...Object.fromEntries(statuses.map(([status, description]) => [status, { description, content: failed }])),
+      // the same shape as when all is well
+      ...(path.endsWith("/health") ? { "503": { description: "Not ready", content: ok } } : {}),
+    },
+  };
 }
 
-function schemaOf(schema: z.ZodType): JsonSchema {
-  const { $schema: _, ...rest } = z.toJSONSchema(schema, { io: "input", unrepresentable: "any" });
+function errorSchema(path: string): string {
+  if (path.startsWith("/v1/messages")) return "AnthropicError";
+  return path.startsWith("/api/") ? "OllamaError" : "Error";
+}
+
+interface JsonSchema {
+  readonly type?: string;
+  readonly properties?: Readonly<Record<string, object>>;
+  readonly required?: readonly string[];
+}
+
+function schemaOf(schema: z.ZodType, io: "input" | "output"): JsonSchema {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, { io, unrepresentable: "any" });
   return rest as JsonSchema;
 }
 
-/** What the table of fields says, beside each property; those without effect are named too. */
-function describeFields(path: string, schema: JsonSchema): JsonSchema {
-  const list = fields[path as Endpoint] ?? [];
-  const properties: Record<string, object> = { ...schema.properties };
-  for (const { name, status, note } of list) {
-    if (status === "done" && properties[name]) properties[name] = { ...properties[name], description: note };
-    if (status === "ignored") properties[name] = { description: `no effect: ${note}` };
-  }
-  return { ...schema, properties };
-}
+const json = (schema: object) => ({ "application/json": { schema } });
 
-function content(schema: object) {
-  return { "application/json": { schema } };
+/** The schema of a request and what the table of fields says beside each property; null is as good as left out. */
+function requestSchema({ fields: endpoint }: Operation, request: z.ZodType): JsonSchema {
+  const schema = schemaOf(request, "input");
+  if (endpoint === undefined) return schema;
+  const own = schema.properties ?? {};
+  const orNull = (property: object) => ({ anyOf: [property, { type: "null" }] });
+  const describeField = ({ name, status, note, neutral = [] }: Field): object => {
+    if (status === "ignored") return { description: `no effect: ${note}` };
+    if (status === "refused") return { enum: [...neutral, null], description: `refused: ${note}` };
+    const property = schema.required?.includes(name) ? own[name] : orNull(own[name]);
+    return { ...property, description: note };
+  };
+  const properties = Object.fromEntries(fields[endpoint].map((field) => [field.name, describeField(field)]));
+  return { ...schema, properties, additionalProperties: false } as JsonSchema;
 }

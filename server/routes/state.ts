@@ -1,8 +1,32 @@
 /** GET /props, /slots and /metrics: what runs, for people and for monitoring. */
 import { Hono } from "hono";
+import { z } from "zod";
 import { version } from "../../src/version.ts";
 import type { ServerContext } from "../context.ts";
 import { ApiError } from "../openai/errors.ts";
+
+const count = z.int().min(0);
+
+export const propsAnswer = z.object({
+  build_info: z.string(),
+  total_slots: count,
+  model_alias: z.string().nullable(),
+  chat_template: z.string(),
+  default_generation_settings: z.object({ n_ctx: count }),
+  modalities: z.object({ vision: z.boolean(), audio: z.boolean() }),
+  models: z.array(
+    z.looseObject({
+      id: z.string(),
+      state: z.enum(["unloaded", "loading", "ready", "failed"]),
+      active: count,
+      size_bytes: count,
+    }),
+  ),
+});
+
+export const slotsAnswer = z.array(
+  z.object({ id: count, model: z.string(), n_ctx: count, is_processing: z.boolean(), waiting: count }),
+);
 
 export function state({ registry, metrics }: ServerContext): Hono {
   return new Hono()

@@ -20,6 +20,16 @@ export const detokenizeRequest = z.object({
   tokens: z.array(z.int().min(0)),
 });
 
+export const tokenizeAnswer = z.object({
+  tokens: z.array(
+    z.union([z.int().min(0), z.object({ id: z.int().min(0), piece: z.union([z.string(), z.array(z.int())]) })]),
+  ),
+  count: z.int().min(0),
+  max_model_len: z.int().min(1),
+});
+export const detokenizeAnswer = z.object({ content: z.string(), prompt: z.string() });
+export const templateAnswer = z.object({ prompt: z.string() });
+
 export function tokens(context: ServerContext): Hono {
   return new Hono()
     .post("/tokenize", async (c) => {

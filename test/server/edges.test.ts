@@ -1,4 +1,5 @@
 /** What clients and proxies send beside good requests: other methods, other content types, values at the edge. */
+import { gzipSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
 import { events, testApp } from "./serving.ts";
 
@@ -54,11 +55,52 @@ describe("content types", () => {
   );
 });
 
+describe("bodies that are no text", () => {
+  const ask = async (body: Uint8Array<ArrayBuffer>, headers: Record<string, string> = {}) => {
+    const request = { method: "POST", body, headers: { "content-type": "application/json", ...headers } };
+    const response = await testApp().app.request("/v1/chat/completions", request);
+    return { status: response.status, error: (await response.json()).error };
+  };
+  const json = new TextEncoder().encode(JSON.stringify({ messages: hi, max_tokens: 1 }));
+  test.each(["gzip", "br", "zstd, gzip"])("Content-Encoding %s is 415 and named", async (encoding) => {
+    const { status, error } = await ask(Uint8Array.from(gzipSync(json)), { "content-encoding": encoding });
+    expect([status, error.code]).toEqual([415, "unsupported_media_type"]);
+    expect(error.message).toContain(`Content-Encoding '${encoding}'`);
+  });
+  test("Content-Encoding identity is read", async () => {
+    expect((await ask(json, { "content-encoding": "identity" })).status).toBe(200);
+  });
+  test("what is not UTF-8 is 400; a byte order mark is passed over", async () => {
+    const at = new TextDecoder().decode(json).indexOf("Hello");
+    for (const [from, bytes] of [
+      [at, [0xff]], // no UTF-8 at all
+      [at, [0xed, 0xa0, 0x80]], // a surrogate
+      [json.length - 1, [0xe2, 0x80]], // cut in a character
+    ] as const) {
+      const { status, error } = await ask(Uint8Array.from([...json.slice(0, from), ...bytes]));
+      expect([status, error.code, error.message]).toEqual([400, "invalid_json", "The body is not valid UTF-8."]);
+    }
+    expect((await ask(Uint8Array.from([0xef, 0xbb, 0xbf, ...json]))).status).toBe(200);
+  });
+});
+
+test("no texts have no vectors for Ollama's clients; OpenAI's are told", async () => {
+  const { post } = testApp();
+  const none = await post("/api/embed", { model: "scripted", input: [] });
+  expect([none.status, await none.json()]).toEqual([
+    200,
+    expect.objectContaining({ embeddings: [], prompt_eval_count: 0 }),
+  ]);
+  expect((await post("/v1/embeddings", { input: [] })).status).toBe(400);
+});
+
 describe("fields that no branch of a union takes", () => {
   test.each([
     ["/v1/responses", {}, "input", "missing_required_parameter", /Missing required parameter: 'input'/],
     ["/v1/embeddings", { input: null }, "input", "missing_required_parameter", /Missing required parameter/],
     ["/v1/completions", { prompt: {} }, "prompt", "invalid_type", /expected string or array, received object/],
+    ["/v1/completions", { prompt: [] }, "prompt", "invalid_value", /'prompt': expected array to have >=1 items/],
+    ["/v1/embeddings", { input: [] }, "input", "invalid_value", /'input': expected array to have >=1 items/],
     ["/v1/chat/completions", { messages: hi, stop: 5 }, "stop", "invalid_type", /expected string or array/],
     ["/detokenize", { tokens: [1, 99_999] }, "tokens", "invalid_value", /token id 99999/],
   ])("%s %j", async (path, body, param, code, message) => {
