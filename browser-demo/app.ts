@@ -57,6 +57,14 @@ export async function removeStored(id: string): Promise<void> {
   await refreshStored();
 }
 
+/** Deletes what was computed of prompts, of these stored models or of all. */
+export async function forgetPrompts(ids?: readonly string[]): Promise<void> {
+  await refreshStored();
+  const kept = stored.value.filter(({ promptBytes }) => promptBytes > 0).map(({ id }) => id);
+  for (const id of ids ?? kept) await engine.rpc.call("forgetPrompts", id).catch(() => undefined);
+  await refreshStored();
+}
+
 export function unload(): void {
   engine.terminate();
   model.value = undefined;

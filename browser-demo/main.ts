@@ -3,7 +3,7 @@ import "@fontsource-variable/inter/wght.css";
 import "./styles/base.css";
 import "./styles/layout.css";
 import "./styles/chat.css";
-import { device, engine, model, server, start } from "./app.ts";
+import { device, engine, model, refreshStored, server, start } from "./app.ts";
 import { newConversation } from "./conversations.ts";
 import { registerServiceWorker } from "./service-worker-link.ts";
 import { change, settings } from "./settings.ts";
@@ -155,6 +155,7 @@ function page(): HTMLElement {
   const route = () => {
     const hash = location.hash.slice(1) in views ? location.hash.slice(1) : "chat";
     view.replaceChildren(views[hash].element);
+    if (hash === "models") void refreshStored(); // answers leave what was computed of their prompts
     document.title = hash === "chat" ? "Nibble: a language model in this tab" : `${views[hash].name} · Nibble`;
     for (const link of app.querySelectorAll<HTMLElement>(".nav a")) {
       if (link.dataset.view === hash) link.setAttribute("aria-current", "page");

@@ -1,6 +1,6 @@
 /** The chat: a thread, a composer, and what the last answer cost. */
 import { answer, answeredBy } from "../answer.ts";
-import { busy, loading, model, report, server } from "../app.ts";
+import { busy, forgetPrompts, loading, model, report, server } from "../app.ts";
 import {
   type Conversation,
   deleteConversation,
@@ -40,8 +40,10 @@ export async function restoreConversation(): Promise<void> {
   if (found && current.value.messages.length === 0) current.value = found;
 }
 
+/** What was computed of its prompts goes with it: that holds its words too. */
 export async function removeConversation(id: string): Promise<void> {
   await deleteConversation(id);
+  void forgetPrompts();
   if (current.value.id === id) current.value = newConversation();
   await refreshConversations();
 }

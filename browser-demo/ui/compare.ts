@@ -89,7 +89,9 @@ function side(letter: string): Side {
         box.show([["State", "loading"]]);
         const source = { kind: "stored", id: model.value } as const;
         const { device: wish, asStored } = devices[device.value];
-        const request = { source, device: wish, asStored, graph: graph.value || undefined, ortUrl };
+        // each computes the whole prompt: what an earlier run left would be the other's time
+        const fresh = { prefixCacheBytes: 0 };
+        const request = { source, device: wish, asStored, graph: graph.value || undefined, ortUrl, ...fresh };
         const loaded = await worker.load(request, { signal });
         return await say(worker, loaded, prompt, signal);
       } catch (error) {

@@ -5,6 +5,7 @@ import { filesSource, parseSource } from "../../src/web/remote.ts";
 import type { StoredModel } from "../../src/web/store.ts";
 import {
   device,
+  forgetPrompts,
   type Loading,
   load,
   loading,
@@ -108,10 +109,12 @@ export function loadBar(): HTMLElement {
   return element;
 }
 
-function storedItem({ id, origin, storedBytes, madeBytes, sizeBytes, complete, verified }: StoredModel): HTMLElement {
+function storedItem(one: StoredModel): HTMLElement {
+  const { id, origin, storedBytes, madeBytes, promptBytes, sizeBytes, complete, verified } = one;
   const open = model.value?.stored.id === id;
   const made = madeBytes > 0 ? ` and ${bytes(madeBytes)} made from it` : "";
-  const size = complete ? bytes(storedBytes) + made : `${bytes(storedBytes)} of ${bytes(sizeBytes)}`;
+  const prompts = promptBytes > 0 ? `, ${bytes(promptBytes)} of prompts` : "";
+  const size = complete ? bytes(storedBytes) + made + prompts : `${bytes(storedBytes)} of ${bytes(sizeBytes)}`;
   const start = () => {
     if (complete) void load({ kind: "stored", id }, id);
     else void loadSource(id.includes("/") ? parseSource(id) : { kind: "url", url: origin }); // hub ids have a slash
@@ -123,6 +126,17 @@ function storedItem({ id, origin, storedBytes, madeBytes, sizeBytes, complete, v
     open && el("span", { class: "pill on" }, "Open"),
     verified && el("span", { class: "pill", title: "Every file has the SHA-256 that its folder lists" }, "Verified"),
     !open && el("button", { type: "button", class: "button", on: { click: start } }, complete ? "Open" : "Resume"),
+    promptBytes > 0 &&
+      el(
+        "button",
+        {
+          type: "button",
+          class: "button",
+          title: "Deletes what was computed of prompts; the next answer computes it again",
+          on: { click: () => void forgetPrompts([id]) },
+        },
+        "Forget prompts",
+      ),
     iconButton("trash", `Delete ${id}`, () => void removeStored(id)),
   );
 }
@@ -135,7 +149,10 @@ export function modelsView(): HTMLElement {
     list.replaceChildren(...items);
     list.hidden = items.length === 0;
     const storage = device.value?.storage;
-    const used = stored.value.reduce((sum, { storedBytes, madeBytes }) => sum + storedBytes + madeBytes, 0);
+    const used = stored.value.reduce(
+      (sum, { storedBytes, madeBytes, promptBytes }) => sum + storedBytes + madeBytes + promptBytes,
+      0,
+    );
     const quota = storage ? ` The browser allows this site ${bytes(storage.quotaBytes)}.` : "";
     room.textContent = items.length ? `${bytes(used)} on this device.${quota}` : `Nothing stored yet.${quota}`;
   };

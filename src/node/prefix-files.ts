@@ -1,6 +1,6 @@
 /**
  * Blocks of the prefix cache as files, so that a long system prompt is computed once and not once a process.
- *   <dir>/<fingerprint>/<key>.kv   "NIBBLEKV", version, sha256 of the rest, header as JSON, then the parts' bytes
+ *   <dir>/<fingerprint>/<key>.kv   as runtime/prefix-block.ts writes it
  * A fingerprint is of graph, weights and format: another model, another cache format or another version of this layout
  * finds nothing. Files appear whole or not at all; one that is not what its hash says is deleted and computed anew. All
  * of a folder together is bounded, and what was not used for longest goes first.
@@ -13,26 +13,14 @@ import { NibbleError } from "../errors.ts";
 import type { Manifest } from "../export/model-folder.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { decodeModel } from "../onnx/proto.ts";
+import { decodeBlock, encodeBlock, PREFIX_SUFFIX, PREFIX_VERSION } from "../runtime/prefix-block.ts";
 import type { Block, BlockStore } from "../runtime/prefix-cache.ts";
 
-const MAGIC = "NIBBLEKV";
-const VERSION = 1;
-const HASH_BYTES = 32;
-/** Magic, version and hash, then the length of the header. */
-const HEADER_AT = MAGIC.length + 4 + HASH_BYTES;
-const SUFFIX = ".kv";
+/** Of a hash, in hexadecimal: enough that no two models meet. */
+const FINGERPRINT_DIGITS = 32;
+const sha256 = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest();
 /** On disk at most, where nobody says: the prompts of a few dozen assistants. */
 export const DEFAULT_PREFIX_DISK_BYTES = 2 ** 30;
-
-type Numbers = Float32Array | Uint16Array | Int8Array | Uint8Array;
-const ARRAYS = { Float32Array, Uint16Array, Int8Array, Uint8Array } as const;
-type ArrayName = keyof typeof ARRAYS;
-
-interface Header {
-  readonly tokens: readonly number[];
-  readonly parent: string;
-  readonly parts: readonly (readonly [ArrayName, number])[];
-}
 
 /** What blocks of this graph's cache depend on: the graph's bytes and the weights beside it. */
 export async function cacheFingerprint(
@@ -41,7 +29,7 @@ export async function cacheFingerprint(
   manifest: Pick<Manifest, "files"> | undefined,
 ): Promise<string> {
   const bytes = readFileSync(join(folder, graph));
-  const hash = createHash("sha256").update(`${VERSION}\n`).update(bytes);
+  const hash = createHash("sha256").update(`${PREFIX_VERSION}\n`).update(bytes);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
   for (const file of dataFiles(decodeModel(bytes))) {
     const path = directory + file;
@@ -49,7 +37,7 @@ export async function cacheFingerprint(
     // another's folder has no hashes: size and time tell a file that was replaced
     hash.update(`${path} ${size} ${manifest?.files[path]?.sha256 ?? mtimeMs}\n`);
   }
-  return hash.digest("hex").slice(0, HASH_BYTES);
+  return hash.digest("hex").slice(0, FINGERPRINT_DIGITS);
 }
 
 export class PrefixFiles implements BlockStore<ArrayBufferView> {
@@ -89,7 +77,7 @@ export class PrefixFiles implements BlockStore<ArrayBufferView> {
     const path = this.path(key);
     if (!this.sizes.has(path)) return undefined;
     try {
-      const block = decodeBlock(readFileSync(path));
+      const block = decodeBlock(readFileSync(path), sha256);
       const now = new Date();
       utimesSync(path, now, now);
       this.count(path, this.sizes.get(path)!);
@@ -109,7 +97,7 @@ export class PrefixFiles implements BlockStore<ArrayBufferView> {
   write(key: string, block: Block<ArrayBufferView>): void {
     const path = this.path(key);
     if (this.good.has(path)) return;
-    const bytes = encodeBlock(block);
+    const bytes = encodeBlock(block, sha256);
     if (bytes.byteLength > this.maxBytes) return;
     this.count(path, bytes.byteLength);
     this.good.add(path);
@@ -139,7 +127,7 @@ export class PrefixFiles implements BlockStore<ArrayBufferView> {
   }
 
   private path(key: string): string {
-    return join(this.folder, key + SUFFIX);
+    return join(this.folder, key + PREFIX_SUFFIX);
   }
 
   /** A file was used just now. */
@@ -161,52 +149,11 @@ function filesByUse(dir: string): { path: string; sizeBytes: number }[] {
   for (const folder of readdirSync(dir, { withFileTypes: true })) {
     if (!folder.isDirectory()) continue;
     for (const name of readdirSync(join(dir, folder.name))) {
-      if (!name.endsWith(SUFFIX)) continue;
+      if (!name.endsWith(PREFIX_SUFFIX)) continue;
       const path = join(dir, folder.name, name);
       const { size, mtimeMs } = statSync(path);
       files.push({ path, sizeBytes: size, usedMs: mtimeMs });
     }
   }
   return files.sort((a, b) => a.usedMs - b.usedMs);
-}
-
-function encodeBlock({ tokens, parent, parts }: Block<ArrayBufferView>): Uint8Array {
-  const arrays = parts as readonly Numbers[];
-  const header: Header = {
-    tokens,
-    parent,
-    parts: arrays.map((part) => [part.constructor.name as ArrayName, part.length]),
-  };
-  const text = Buffer.from(JSON.stringify(header));
-  const length = Buffer.alloc(4);
-  length.writeUInt32LE(text.byteLength);
-  const bodies = arrays.map(({ buffer, byteOffset, byteLength }) => Buffer.from(buffer, byteOffset, byteLength));
-  const rest = Buffer.concat([length, text, ...bodies]);
-  const version = Buffer.alloc(4);
-  version.writeUInt32LE(VERSION);
-  return Buffer.concat([Buffer.from(MAGIC), version, createHash("sha256").update(rest).digest(), rest]);
-}
-
-/** Throws where a byte is not as it was written. */
-function decodeBlock(bytes: Buffer): Block<ArrayBufferView> {
-  const rest = bytes.subarray(HEADER_AT);
-  const stated = bytes.subarray(HEADER_AT - HASH_BYTES, HEADER_AT);
-  if (
-    bytes.toString("latin1", 0, MAGIC.length) !== MAGIC ||
-    bytes.readUInt32LE(MAGIC.length) !== VERSION ||
-    !createHash("sha256").update(rest).digest().equals(stated)
-  ) {
-    throw new NibbleError("bad_file", "no block of a prefix cache, or a damaged one");
-  }
-  const start = 4 + rest.readUInt32LE(0);
-  const header = JSON.parse(rest.toString("utf8", 4, start)) as Header;
-  let at = start;
-  const parts = header.parts.map(([name, length]) => {
-    const part = new ARRAYS[name](length);
-    new Uint8Array(part.buffer).set(rest.subarray(at, at + part.byteLength));
-    at += part.byteLength;
-    return part;
-  });
-  const sizeBytes = parts.reduce((sum, { byteLength }) => sum + byteLength, 0);
-  return { tokens: header.tokens, parent: header.parent, parts, sizeBytes };
 }

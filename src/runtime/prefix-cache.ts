@@ -124,7 +124,7 @@ export class PrefixCache<Part extends ArrayBufferView> {
 }
 
 /** Two FNV-1a hashes of 32 bits over the parent's key and the block's tokens. */
-function blockKey(parent: string, tokens: readonly number[]): string {
+export function blockKey(parent: string, tokens: readonly number[]): string {
   let a = 0x811c9dc5;
   let b = 0x9747b28c;
   const add = (value: number) => {

@@ -18,6 +18,7 @@ import type { BuildChoice } from "./device.ts";
 import { sharesCaches } from "./gpu-cache.ts";
 import type { BlobFolder } from "./opfs.ts";
 import type { OrtModule } from "./ort.ts";
+import { PrefixStore, prefixFingerprint } from "./prefix-store.ts";
 import { gpuOutputs, type PageCache, WebSession } from "./session.ts";
 
 export type ModelFolder = FolderSource & BlobFolder;
@@ -34,8 +35,16 @@ export interface WebEngineOptions {
   /** On WebGPU: caches as new buffers of every run instead of ones that are written in place. */
   readonly growing?: boolean;
   readonly cache?: CacheWish;
+  /** What prompts leave for later visits is kept here, in so many bytes; 0 keeps nothing. */
+  readonly prefixes?: { readonly directory: FileSystemDirectoryHandle; readonly maxBytes: number | undefined };
   /** Told of every whole answer: ms of each of its steps of one token. */
   readonly onSteps?: (steps: readonly number[]) => void;
+}
+
+/** What a page has of an engine. */
+export interface EngineInPage extends Engine {
+  /** Deletes what prompts left for later visits. */
+  forgetPrompts(): Promise<void>;
 }
 
 type Json = Readonly<Record<string, unknown>>;
@@ -71,7 +80,7 @@ export async function openWebEngine(
   folder: ModelFolder,
   options: WebEngineOptions,
   made: { readonly folder: ModelFolder; readonly graph: string } = { folder, graph: options.graph },
-): Promise<Engine> {
+): Promise<EngineInPage> {
   const { choice, id, graph } = options;
   const files = await tokenizerFiles(folder);
   const tokenizer = tokenizerOf(files);
@@ -116,9 +125,30 @@ export async function openWebEngine(
     return openSession(ort, folder, path, await readGraphFile(folder, path), choice);
   };
   const defaults = samplingDefaults(generationConfig);
-  const engine = new PageEngine(info, tokenizer, session, defaults, embedder, ort, window, options.onSteps);
+  const prefixes = session.prefixRows && (await openPrefixes(folder, manifest, file.bytes, options));
+  const engine = new PageEngine(info, tokenizer, session, defaults, embedder, ort, window, options.onSteps, prefixes);
   if (choice.device === "wasm") void engine.warmUp();
   return engine;
+}
+
+/** @param graph of the session, whose numbers come from the folder's weights */
+async function openPrefixes(
+  folder: ModelFolder,
+  manifest: Partial<Manifest>,
+  graph: Uint8Array,
+  { choice, prefixes }: WebEngineOptions,
+): Promise<PrefixStore | undefined> {
+  if (!prefixes || prefixes.maxBytes === 0) return undefined;
+  const weights = (await folder.list()).filter((path) => /\.onnx_data/.test(path));
+  const told = await Promise.all(
+    weights.map(async (path) => {
+      const { size, lastModified } = (await folder.blob(path)) as File;
+      return `${path} ${size} ${manifest.files?.[path]?.sha256 ?? lastModified}`;
+    }),
+  );
+  const fingerprint = prefixFingerprint(graph, choice.device, told);
+  // without room, or in a browser that keeps no files, prompts are computed every time
+  return PrefixStore.open(prefixes.directory, fingerprint, prefixes.maxBytes, console.warn).catch(() => undefined);
 }
 
 function contextOf(id: string, { context, defaultContext }: WebEngineOptions, largest: number): number {
@@ -240,7 +270,7 @@ function nextTask(): Promise<void> {
   });
 }
 
-class PageEngine implements Engine {
+class PageEngine implements EngineInPage {
   /** Requests take turns: one sequence is in the caches at a time. */
   private turn: Promise<unknown> = Promise.resolve();
   private readonly counts = { running: 0, waiting: 0, generatedTokens: 0, promptTokens: 0, cachedTokens: 0 };
@@ -256,6 +286,7 @@ class PageEngine implements Engine {
     private readonly ort: OrtModule,
     private readonly window: WindowPolicy | undefined,
     private readonly onSteps: ((steps: readonly number[]) => void) | undefined,
+    private readonly prefixes: PrefixStore | undefined,
   ) {
     this.grammars = new GrammarCache(tokenizer);
   }
@@ -299,7 +330,7 @@ class PageEngine implements Engine {
     try {
       const { window } = this;
       let seen = window ? windowTokens(prompt, window) : [...prompt];
-      const cached = await this.session.resume(seen);
+      const cached = await this.resume(seen);
       const steps: number[] = [];
       let next = seen.slice(cached);
       let started = performance.now();
@@ -340,8 +371,26 @@ class PageEngine implements Engine {
       this.session.clear();
       throw runtimeError(`${this.info.id} stopped`, error);
     } finally {
-      done();
+      // after the answer, and before the next one changes the caches
+      void this.keepPrefix(prompt).finally(done);
     }
+  }
+
+  /** How many of a prompt's tokens the caches hold, from the last answer or from an earlier visit. */
+  private async resume(prompt: readonly number[]): Promise<number> {
+    const shared = await this.session.resume(prompt);
+    const { prefixRows } = this.session;
+    return prefixRows && this.prefixes ? this.prefixes.restore(prefixRows, prompt, shared) : shared;
+  }
+
+  private async keepPrefix(prompt: readonly number[]): Promise<void> {
+    const { prefixRows } = this.session;
+    if (prefixRows) await this.prefixes?.keep(prefixRows, prompt);
+  }
+
+  async forgetPrompts(): Promise<void> {
+    const done = await this.takeTurn();
+    await this.prefixes?.clear().finally(done);
   }
 
   private async takeTurn(): Promise<() => void> {

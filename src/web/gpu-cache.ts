@@ -22,6 +22,9 @@ interface TensorFactory {
 const FIRST_ROWS = 256;
 /** GPUBufferUsage.STORAGE, COPY_SRC and COPY_DST: constants of the browser's, which Node does not have. */
 const USAGE = 0x80 | 0x4 | 0x8;
+/** MAP_READ and COPY_DST, and GPUMapMode.READ. */
+const READ_BACK = 0x1 | 0x8;
+const MAP_READ = 0x1;
 const BYTES: Readonly<Record<string, number>> = { float32: 4, float16: 2 };
 
 /**
@@ -84,6 +87,33 @@ export class GpuCache {
     }
     this.device.queue.submit([copies.finish()]);
     for (const buffer of old.buffers.values()) buffer.destroy();
+  }
+
+  /** `count` rows of a cache from row `start`, head by head. */
+  async takeRows({ past, heads, headDim, type }: GpuSlot, start: number, count: number): Promise<Uint8Array> {
+    const row = headDim * BYTES[type];
+    const size = heads * count * row;
+    const staging = this.device.createBuffer({ size, usage: READ_BACK });
+    const copies = this.device.createCommandEncoder();
+    for (let head = 0; head < heads; head++) {
+      const from = (head * this.rows + start) * row;
+      copies.copyBufferToBuffer(this.buffers.get(past)!, from, staging, head * count * row, count * row);
+    }
+    this.device.queue.submit([copies.finish()]);
+    await staging.mapAsync(MAP_READ);
+    const bytes = new Uint8Array(staging.getMappedRange()).slice();
+    staging.destroy();
+    return bytes;
+  }
+
+  /** Puts what `takeRows` gave at row `start`; there is room for it. */
+  putRows({ past, heads, headDim, type }: GpuSlot, start: number, bytes: Uint8Array): void {
+    const row = headDim * BYTES[type];
+    const size = bytes.byteLength / heads;
+    for (let head = 0; head < heads; head++) {
+      const part = bytes.slice(head * size, (head + 1) * size);
+      this.device.queue.writeBuffer(this.buffers.get(past)!, (head * this.rows + start) * row, part);
+    }
   }
 
   dispose(): void {

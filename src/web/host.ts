@@ -3,7 +3,7 @@ import { NibbleError } from "../errors.ts";
 import type { Engine, Piece } from "../runtime/engine.ts";
 import { graphWithCache } from "./cache-choice.ts";
 import { type BuildChoice, chooseBuild, probeDevice } from "./device.ts";
-import { openWebEngine, tokenizerFiles } from "./engine.ts";
+import { type EngineInPage, openWebEngine, tokenizerFiles } from "./engine.ts";
 import { graphFor } from "./integer-twin.ts";
 import { loadOrt } from "./ort.ts";
 import type { EngineMethods, GenerateRequest, LoadEvent, LoadedModel, LoadRequest, WorkerMethods } from "./protocol.ts";
@@ -15,8 +15,8 @@ import { speedOf, threadsThatPay } from "./thread-choice.ts";
 
 /** What a worker script calls once; `more` are methods beyond WorkerMethods. */
 export function hostEngine(port: Port, more: object = {}): void {
-  let engine: Engine | undefined;
-  const needEngine = (): Engine => {
+  let engine: EngineInPage | undefined;
+  const needEngine = (): EngineInPage => {
     if (!engine) throw new NibbleError("engine", "No model is open.");
     return engine;
   };
@@ -41,6 +41,11 @@ export function hostEngine(port: Port, more: object = {}): void {
     load,
     models: async () => (await ModelStore.open()).list(),
     remove: async (id) => (await ModelStore.open()).delete(id) as Promise<undefined>,
+    async forgetPrompts(id) {
+      if (engine?.info.id === id) await engine.forgetPrompts();
+      await (await ModelStore.open()).forgetPrompts(id);
+      return undefined;
+    },
     async graphs(id) {
       const folder = await (await ModelStore.open()).folder(id);
       return (await folder.list()).filter((path) => path.endsWith(".onnx") && !path.endsWith(".embed.onnx"));
@@ -83,7 +88,7 @@ const DEFAULT_CONTEXT = 4096;
 async function open(
   request: LoadRequest,
   { signal, emit }: Context<LoadEvent>,
-): Promise<{ engine: Engine; loaded: LoadedModel }> {
+): Promise<{ engine: EngineInPage; loaded: LoadedModel }> {
   const report = await probeDevice();
   const chosen = chooseBuild(report, request.device);
   emit({ stage: "look", choice: chosen });
@@ -107,14 +112,16 @@ async function open(
   const ort = await loadOrt(choice, request.ortUrl);
   signal.throwIfAborted();
   emit({ stage: "session" });
-  const { context, growingCache: growing } = request;
+  const { context, growingCache: growing, prefixCacheBytes: maxBytes } = request;
   const { id } = stored;
   const onSteps = (steps: readonly number[]) => {
     const speed = choice.device === "wasm" ? speedOf(steps, Date.now()) : undefined;
     // a full disk, or another tab that notes the same, costs the note only
     if (speed) void store.noteSpeed(id, choice.threads, speed).catch(() => undefined);
   };
-  const options = { id, graph, choice, context, defaultContext: DEFAULT_CONTEXT, growing, cache: request, onSteps };
+  const prefixes = { directory, maxBytes };
+  const asked = { id, graph, choice, context, defaultContext: DEFAULT_CONTEXT };
+  const options = { ...asked, growing, cache: request, onSteps, prefixes };
   const engine = await openWebEngine(ort, folder, options, place);
   tokenizerFilesOf.set(engine, await tokenizerFiles(folder));
   const loadMs = performance.now() - started;

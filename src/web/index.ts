@@ -37,6 +37,11 @@ export interface CreateEngineOptions extends CacheWish {
   readonly asStored?: boolean;
   /** On WebGPU: new cache buffers from every run instead of ones that are written in place; slower, for comparing. */
   readonly growingCache?: boolean;
+  /**
+   * Of what was computed of prompts, kept in OPFS so that a long system prompt is computed once and not once a visit; it
+   * holds the prompts' tokens. Default 256 MiB; 0 keeps nothing.
+   */
+  readonly prefixCacheBytes?: number;
   readonly onProgress?: (event: LoadEvent) => void;
   /** Stops the download; what has arrived stays, and the next call goes on from there. */
   readonly signal?: AbortSignal;
@@ -68,11 +73,12 @@ export async function createEngine(
 ): Promise<WebEngine> {
   const worker = workerOf(options);
   const { device = "auto", context, threads, graph, asStored, growingCache, onProgress, signal } = options;
-  const { kv, kvPolicy, kvBudget } = options;
+  const { kv, kvPolicy, kvBudget, prefixCacheBytes } = options;
   const source = typeof model === "string" ? parseSource(model) : model;
   const ortUrl = new URL(options.ortUrl ?? "ort/", document.baseURI).href;
   try {
-    const request = { source, device, context, threads, graph, asStored, growingCache, kv, kvPolicy, kvBudget, ortUrl };
+    const cache = { kv, kvPolicy, kvBudget, growingCache, prefixCacheBytes };
+    const request = { source, device, context, threads, graph, asStored, ortUrl, ...cache };
     await worker.load(request, { onEvent: onProgress, signal });
   } catch (error) {
     worker.terminate();
@@ -106,6 +112,11 @@ export function probe(options: Pick<CreateEngineOptions, "startWorker"> = {}): P
 /** Models kept in this browser, with their sizes. */
 export function listModels(options: Pick<CreateEngineOptions, "startWorker"> = {}): Promise<StoredModel[]> {
   return once(options, (worker) => worker.rpc.call("models", undefined));
+}
+
+/** Deletes what was computed of a kept model's prompts. */
+export function forgetPrompts(id: string, options: Pick<CreateEngineOptions, "startWorker"> = {}): Promise<void> {
+  return once(options, (worker) => worker.rpc.call("forgetPrompts", id));
 }
 
 /** Deletes a kept model. */

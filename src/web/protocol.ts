@@ -22,6 +22,8 @@ export interface LoadRequest extends CacheWish {
   readonly asStored?: boolean;
   /** WebGPU: new cache buffers from every run instead of ones that are written in place; slower, for comparing. */
   readonly growingCache?: boolean;
+  /** Of what was computed of prompts, kept in OPFS for later visits; 0 keeps nothing, default 256 MiB. */
+  readonly prefixCacheBytes?: number;
   /** Folder with the .mjs and .wasm files of onnxruntime-web, absolute. */
   readonly ortUrl: string;
 }
@@ -77,6 +79,8 @@ export interface WorkerMethods extends EngineMethods {
   /** Graphs of a stored model that share its weights: its KV caches. */
   readonly graphs: { params: string; result: string[]; event: never };
   readonly remove: { params: string; result: Nothing; event: never };
+  /** Deletes what was computed of a stored model's prompts. */
+  readonly forgetPrompts: { params: string; result: Nothing; event: never };
   /** Serves EngineMethods on this port too. */
   readonly connect: { params: MessagePort; result: Nothing; event: never };
 }

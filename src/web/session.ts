@@ -8,7 +8,9 @@
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import type { Ort } from "../onnx/ort.ts";
-import { GpuCache } from "./gpu-cache.ts";
+import { joinRows, type RowShape, takeRows } from "./cache-rows.ts";
+import { GpuCache, type GpuSlot } from "./gpu-cache.ts";
+import type { PrefixRows } from "./prefix-store.ts";
 
 /** A cache input with its output: "past_key_values.0.key" and "present.0.key". */
 interface CacheSlot {
@@ -43,6 +45,8 @@ export interface PageCache {
   resume(prompt: readonly number[]): Promise<number>;
   /** Feeds tokens; resolves to the logits (vocab) after the last one. */
   step(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array>;
+  /** Where what it holds can be kept for later visits. */
+  readonly prefixRows?: PrefixRows;
   /** Steps on a sequence that nothing remembers, for as long as the caller wants them. */
   warmUp?(): AsyncGenerator<void>;
   clear(): void;
@@ -52,7 +56,7 @@ export interface PageCache {
 /** Tokens before the single ones that a session is warmed up with. */
 const WARM_PROMPT = 16;
 
-export class WebSession implements PageCache {
+export class WebSession implements PageCache, PrefixRows {
   private readonly slots: readonly CacheSlot[];
   private readonly inputs: ReadonlySet<string>;
   private caches: ReadonlyMap<string, Tensor> = new Map();
@@ -60,6 +64,7 @@ export class WebSession implements PageCache {
   private tokens: number[] = [];
   private readonly chunk: number = PREFILL_CHUNK;
   private readonly inPlace: GpuCache | undefined;
+  private readonly gpuSlots: readonly GpuSlot[] = [];
 
   constructor(
     private readonly ort: Ort,
@@ -67,15 +72,16 @@ export class WebSession implements PageCache {
     /** A text that grows beyond so many tokens is computed again from its start, in one piece (longrope). */
     private readonly recomputeAbove = Number.POSITIVE_INFINITY,
     /** Runs on this device; caches in buffers that are written in place, at most so many rows long. */
-    gpu?: { readonly device: GPUDevice; readonly maxRows: number; readonly inPlace: boolean },
+    private readonly gpu?: { readonly device: GPUDevice; readonly maxRows: number; readonly inPlace: boolean },
   ) {
     this.inputs = new Set(session.inputNames);
     this.slots = session.inputMetadata.flatMap((input) => (input.isTensor ? slotOf(input) : []));
     const outputs = new Set(session.outputNames);
     if (gpu && hasSmallSubgroups(gpu.device)) this.chunk = SMALL_SUBGROUPS_CHUNK;
     if (gpu?.inPlace) {
-      const slots = this.slots.map(({ past, type, empty }) => ({ past, type, heads: empty[1], headDim: empty[3] }));
-      this.inPlace = new GpuCache(gpu.device, ort.Tensor as never, slots, gpu.maxRows);
+      const slot = ({ past, type, empty }: CacheSlot) => ({ past, type, heads: empty[1], headDim: empty[3] });
+      this.gpuSlots = this.slots.map(slot);
+      this.inPlace = new GpuCache(gpu.device, ort.Tensor as never, this.gpuSlots, gpu.maxRows);
     }
     for (const { past, present } of this.slots) {
       if (!outputs.has(present) && outputs.has("logits")) {
@@ -124,26 +130,61 @@ export class WebSession implements PageCache {
       this.clear();
       return 0;
     }
-    this.caches = new Map(
-      this.slots.map(({ past, lengthAxis }) => [past, this.cut(this.caches.get(past)!, lengthAxis, shared)]),
-    );
-    this.tokens.length = shared;
+    this.replace(this.tokens.slice(0, shared), (slot) => [this.rowsOf(slot, 0, shared)]);
     return shared;
   }
 
-  /** The first `length` rows along an axis. */
-  private cut(tensor: Tensor, axis: number, length: number): Tensor {
-    const { dims } = tensor;
-    const data = tensor.data as Float32Array;
-    const outer = dims.slice(0, axis).reduce((product, size) => product * size, 1);
-    const inner = dims.slice(axis + 1).reduce((product, size) => product * size, 1);
-    const out = new (data.constructor as typeof Float32Array)(outer * length * inner);
-    for (let row = 0; row < outer; row++) {
-      const start = row * dims[axis] * inner;
-      out.set(data.subarray(start, start + length * inner), row * length * inner);
+  /** Undefined where a cache is more than rows of tokens, where its rows mean something else in a longer text, or out of reach. */
+  get prefixRows(): PrefixRows | undefined {
+    const rows = this.slots.length > 0 && this.slots.every(({ lengthAxis }) => lengthAxis >= 0);
+    return rows && this.recomputeAbove === Number.POSITIVE_INFINITY && (!this.gpu || this.inPlace) ? this : undefined;
+  }
+
+  get held(): readonly number[] {
+    return this.tokens;
+  }
+
+  async takeRows(start: number, count: number): Promise<Uint8Array[]> {
+    const { inPlace } = this;
+    if (inPlace) return Promise.all(this.gpuSlots.map((slot) => inPlace.takeRows(slot, start, count)));
+    return this.slots.map((slot) => this.rowsOf(slot, start, count));
+  }
+
+  putRows(start: number, blocks: Parameters<PrefixRows["putRows"]>[1]): void {
+    const { inPlace } = this;
+    const tokens = [...this.tokens.slice(0, start), ...blocks.flatMap((block) => block.tokens)];
+    if (!inPlace) {
+      const kept = (slot: CacheSlot) => (start === 0 ? [] : [this.rowsOf(slot, 0, start)]);
+      this.replace(tokens, (slot, i) => [...kept(slot), ...blocks.map(({ parts }) => parts[i])]);
+      return;
     }
-    const shape = dims.map((size, at) => (at === axis ? length : size));
-    return new this.ort.Tensor(tensor.type, out, shape);
+    inPlace.reserve(tokens.length, start);
+    let at = start;
+    for (const block of blocks) {
+      for (const [i, slot] of this.gpuSlots.entries()) inPlace.putRows(slot, at, block.parts[i]);
+      at += block.tokens.length;
+    }
+    this.tokens = tokens;
+  }
+
+  /** Rows of a cache that lies in JavaScript's memory. */
+  private rowsOf(slot: CacheSlot, start: number, count: number): Uint8Array {
+    const { data, dims } = this.caches.get(slot.past)!;
+    return takeRows(data as Float32Array, rowShape(slot, dims), start, count);
+  }
+
+  /** Caches in JavaScript's memory, of these tokens and made of these pieces. */
+  private replace(tokens: number[], piecesOf: (slot: CacheSlot, i: number) => readonly Uint8Array[]): void {
+    const { Tensor: T } = this.ort;
+    const joined = this.slots.map((slot, i) => {
+      const { past, type, empty, lengthAxis } = slot;
+      const { bytes, rows } = joinRows(piecesOf(slot, i), rowShape(slot, empty));
+      const shape = empty.map((size, axis) => (axis === lengthAxis ? rows : size));
+      return [past, new T(type, arrayOf(type, bytes.buffer as ArrayBuffer), shape)] as const;
+    });
+    for (const tensor of this.caches.values()) tensor.dispose();
+    this.caches = new Map(joined);
+    this.tokens = tokens;
   }
 
   /** Feeds tokens; resolves to the logits (vocab) after the last one. */
@@ -243,15 +284,23 @@ export class WebSession implements PageCache {
 
 function emptyTensor(T: Ort["Tensor"], type: Tensor.Type, shape: readonly number[]): Tensor {
   const elements = shape.reduce((product, size) => product * size, 1);
-  const make: Readonly<Record<string, () => Tensor.DataType>> = {
-    float32: () => new Float32Array(elements),
-    float16: () => new Uint16Array(elements),
-    int8: () => new Int8Array(elements),
-    uint8: () => new Uint8Array(elements),
+  return new T(type, arrayOf(type, new ArrayBuffer(elements * (bytesPerElement[type] ?? 0))), shape);
+}
+
+function arrayOf(type: Tensor.Type, buffer: ArrayBuffer): Tensor.DataType {
+  const make: Readonly<Record<string, new (buffer: ArrayBuffer) => Tensor.DataType>> = {
+    float32: Float32Array,
+    float16: Uint16Array,
+    int8: Int8Array,
+    uint8: Uint8Array,
   };
-  if (!make[type])
-    throw new NibbleError("unsupported", `A cache of type ${type}; float32, float16, int8 and uint8 are known.`);
-  return new T(type, make[type](), shape);
+  const { [type]: Numbers } = make;
+  if (Numbers) return new Numbers(buffer);
+  throw new NibbleError("unsupported", `A cache of type ${type}; float32, float16, int8 and uint8 are known.`);
+}
+
+function rowShape({ type, lengthAxis }: CacheSlot, dims: readonly number[]): RowShape {
+  return { dims, axis: lengthAxis, elementBytes: bytesPerElement[type] };
 }
 
 /** Inputs named past_*: their sizes are numbers, but for the batch and the length so far. */

@@ -7,6 +7,7 @@ import { NibbleError } from "../errors.ts";
 import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { type FolderSource, readText } from "../files.ts";
 import { type BlobFolder, fileHandle, handleFolder, listFiles, openSink, storageError, subfolder } from "./opfs.ts";
+import { forgetPrefixes, PREFIXES } from "./prefix-store.ts";
 import type { RemoteFile, RemoteModel } from "./remote.ts";
 import type { AnswerSpeed, AnswerSpeeds } from "./thread-choice.ts";
 
@@ -19,6 +20,8 @@ export interface StoredModel {
   readonly sizeBytes: number;
   /** Made here from the download: the integer twin of a 4-bit graph. */
   readonly madeBytes: number;
+  /** What was computed of prompts, for later visits. */
+  readonly promptBytes: number;
   readonly complete: boolean;
   /** Every file had a hash to compare with, and it was right. */
   readonly verified: boolean;
@@ -89,6 +92,12 @@ export class ModelStore {
     } catch (cause) {
       if ((cause as DOMException).name !== "NotFoundError") throw storageError(id, cause);
     }
+  }
+
+  /** Deletes what was computed of a model's prompts. */
+  async forgetPrompts(id: string): Promise<void> {
+    const prefixes = await subfolder(this.root, `${slug(id)}/${PREFIXES}`);
+    if (prefixes) await forgetPrefixes(prefixes);
   }
 
   /** The files of a model to read from. */
@@ -302,6 +311,7 @@ export class ModelStore {
       origin: record.origin,
       storedBytes: await bytesBelow("files"),
       madeBytes: await bytesBelow("made"),
+      promptBytes: await bytesBelow(PREFIXES),
       sizeBytes: files.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
       complete: files.every(({ done }) => done),
       verified: files.every(({ done, sha256: hash, path }) => done && (hash !== undefined || path === MANIFEST)),
