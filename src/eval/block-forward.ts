@@ -28,7 +28,7 @@ export class BlockForward {
 
   constructor(
     private readonly ort: Ort,
-    private readonly model: Model,
+    readonly model: Model,
     private readonly weights: Weights,
     /** Longest window, in tokens. */
     private readonly maxPositions: number,

@@ -71,30 +71,51 @@ export async function measureDrift(
       if (!referenceStates) await forwards[0].block(layer, hidden[0], signal);
       await forwards[1].block(layer, hidden[1], signal);
     }
-    // logits are the largest tensors of all, and the head the largest weight: both come in parts
-    const { hiddenSize } = model.config;
-    const parts = windows.map((ids) => cutAt(ids.slice(1), POSITIONS).map((next) => new RunningComparison(next)));
-    const rows = forwards[0].headRows;
-    const width = Math.ceil(rows / Math.ceil(rows / VOCABULARY));
-    for (let first = 0; first < rows; first += width) {
-      onProgress?.({ stage: "measure drift", done: layers + first / rows, total: layers + 1, unit: "layers" });
-      const end = Math.min(rows, first + width);
-      const heads = [await forwards[0].head(first, end), await forwards[1].head(first, end)];
-      for (const [window, comparisons] of parts.entries()) {
-        for (const [part, running] of comparisons.entries()) {
-          signal?.throwIfAborted();
-          const start = part * POSITIONS * hiddenSize;
-          const states = hidden.map((of) => of[window].subarray(start, start + running.next.length * hiddenSize));
-          const [a, b] = [await heads[0](states[0]), await heads[1](states[1])];
-          await comparer.add(running, a, b, first, end - first);
-        }
-      }
-    }
-    return summarize(parts.map((comparisons) => joinComparisons(comparisons.map((running) => running.result()))));
+    const onPart = (share: number) =>
+      onProgress?.({ stage: "measure drift", done: layers + share, total: layers + 1, unit: "layers" });
+    const [compared] = await compareStates(comparer, forwards, hidden, windows, { onPart, signal });
+    return summarize(compared);
   } finally {
     for (const forward of forwards) await forward.dispose();
     await comparer.dispose();
   }
+}
+
+/**
+ * Each of several models compared with the first, window by window, from what their blocks made of the text. Logits are the
+ * largest tensors of all, and the head the largest weight: both come in parts.
+ */
+export async function compareStates(
+  comparer: LogitComparer,
+  forwards: readonly BlockForward[],
+  hidden: readonly (readonly Hidden[])[],
+  windows: readonly (readonly number[])[],
+  { onPart, signal }: { readonly onPart?: (share: number) => void; readonly signal?: AbortSignal } = {},
+): Promise<Comparison[][]> {
+  const { hiddenSize } = forwards[0].model.config;
+  const running = forwards
+    .slice(1)
+    .map(() => windows.map((ids) => cutAt(ids.slice(1), POSITIONS).map((next) => new RunningComparison(next))));
+  const rows = forwards[0].headRows;
+  const width = Math.ceil(rows / Math.ceil(rows / VOCABULARY));
+  for (let first = 0; first < rows; first += width) {
+    onPart?.(first / rows);
+    const size = Math.min(rows - first, width);
+    const heads: Awaited<ReturnType<BlockForward["head"]>>[] = [];
+    for (const forward of forwards) heads.push(await forward.head(first, first + size));
+    for (const [window, ids] of windows.entries()) {
+      for (let start = 0, part = 0; start < ids.length - 1; start += POSITIONS, part++) {
+        signal?.throwIfAborted();
+        const end = Math.min(start + POSITIONS, ids.length - 1);
+        const logits = (i: number) => heads[i](hidden[i][window].subarray(start * hiddenSize, end * hiddenSize));
+        const reference = await logits(0);
+        for (const [i, of] of running.entries()) {
+          await comparer.add(of[window][part], reference, await logits(i + 1), first, size);
+        }
+      }
+    }
+  }
+  return running.map((of) => of.map((parts) => joinComparisons(parts.map((part) => part.result()))));
 }
 
 /** Positions and token ids whose logits are held at once: 8 MB for each of the models. */

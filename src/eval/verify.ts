@@ -1,6 +1,6 @@
 /**
  * What an export has to show before it is kept: its graph computes what it should, the float model it came from is a
- * language model, and what quantization cost is measured. Reference and model run block by block.
+ * language model and no other reading of its checkpoint is a better one, and what quantization cost is measured. Reference and model run block by block.
  */
 import type { Model } from "../arch/index.ts";
 import { dequantizedWeights, floatWeights, type Weights } from "../arch/weights.ts";
@@ -11,6 +11,7 @@ import type { Ort } from "../onnx/ort.ts";
 import { type Drift, type DriftOptions, measureDrift } from "./drift.ts";
 import { evaluateGraph } from "./evaluate.ts";
 import { checkGraph, type GraphCheck } from "./graph-check.ts";
+import { requireBestReading } from "./readings.ts";
 
 /** Tokens of the graph check: enough for every position-dependent part to matter, few enough to be quick. */
 const GRAPH_CHECK_TOKENS = 64;
@@ -30,6 +31,7 @@ export async function verifyExport(
   options: DriftOptions = {},
 ): Promise<Measured> {
   const graph = await checkGraph(ort, folder, manifest, model, weights, windows[0].slice(0, GRAPH_CHECK_TOKENS));
+  await requireBestReading(ort, model, windows, Math.log(unigramPerplexity(windows)), options);
   const reference = floatWeights(model.checkpoint);
   // rounding inputs is part of what an integer graph is: it is judged as it runs
   const drift =
