@@ -19,6 +19,8 @@ export const INPUT = {
   cos: 7,
   sin: 8,
   positions: 9,
+  bias: 10,
+  headSink: 11,
   keyScale: 12,
   valueScale: 13,
 };

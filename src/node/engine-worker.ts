@@ -7,9 +7,10 @@ import { NibbleError } from "../errors.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
 import { evictionPolicy } from "../kv/eviction.ts";
 import { withEviction } from "../kv/eviction-graph.ts";
+import { withFloatPrefill } from "../kv/int8-prefill.ts";
 import { policyOf } from "../kv/policies.ts";
 import type { Ort } from "../onnx/ort.ts";
-import { decodeModel, type ModelProto } from "../onnx/proto.ts";
+import { decodeModel } from "../onnx/proto.ts";
 import { DraftModel } from "../runtime/draft.ts";
 import { embedPrompt } from "../runtime/embed.ts";
 import type { GenerateOptions } from "../runtime/engine.ts";
@@ -158,9 +159,11 @@ async function openDecoder(
   options: OpenSessionOptions,
 ): Promise<CacheSession> {
   const path = join(folder, graph);
-  const change = (model: ModelProto) => (eviction ? withEviction(model, evictionPolicy(eviction.policy)) : model);
-  const opened = await openSession(ort, path, options, eviction && change);
-  return openCache(ort, opened, change(decodeModel(await readFile(path))), path, contextLength, eviction);
+  const stored = decodeModel(await readFile(path));
+  const model = eviction ? withEviction(stored, evictionPolicy(eviction.policy)) : stored;
+  const run = eviction || options.device !== "cpu" ? model : withFloatPrefill(model);
+  const opened = await openSession(ort, path, options, run === stored ? undefined : run);
+  return openCache(ort, opened, model, path, contextLength, eviction);
 }
 
 /** The session of `--draft`; errors: `unsupported` where a cache cannot be cut back to fewer tokens. */

@@ -41,22 +41,21 @@ export async function ortFor(binding: Binding): Promise<Ort> {
 const WEIGHTS_FOLDER = "model_external_initializers_file_folder_path";
 
 /**
- * A session on a graph file, or in memory where its constants have to be unpacked first or `change` makes another graph
- * of it; errors: `engine` with the runtime's own words.
+ * A session on a graph file, or in memory where its constants have to be unpacked first or `changed` is another graph on
+ * its weights; errors: `engine` with the runtime's own words.
  */
 export async function openSession(
   ort: Ort,
   path: string,
   options: OpenSessionOptions,
-  change?: (model: ModelProto) => ModelProto,
+  changed?: ModelProto,
 ): Promise<InferenceSession> {
   const session = sessionOptions(options);
   const file = basename(path);
-  const stored = decodeModel(await readFile(path));
-  const model = change ? change(stored) : stored;
+  const model = changed ?? decodeModel(await readFile(path));
   const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, model);
   try {
-    if (!unpacked && !change) return await ort.InferenceSession.create(path, session);
+    if (!unpacked && !changed) return await ort.InferenceSession.create(path, session);
     if (!unpacked) {
       const beside = { session: { ...(session.extra?.session as object), [WEIGHTS_FOLDER]: dirname(path) } };
       return await ort.InferenceSession.create(encodeModel(model), { ...session, extra: beside });

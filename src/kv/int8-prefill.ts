@@ -1,0 +1,188 @@
+/**
+ * Many tokens at once over an int8 cache through ONNX Runtime's float attention: its int8 kernel takes twice as long a
+ * row there. In each layer an If node chooses; both ways compute with the same codes, so only the rounding of sums
+ * tells them apart.
+ *   few rows    the GroupQueryAttention that was there
+ *   many rows   new keys and values rotated, rounded to codes and read back; the past read back to float; attention in
+ *               float; the new codes put at their place in the cache
+ * The weights lie outside of the If nodes: one session, one copy of them.
+ */
+import { elementCode, Graph, toGraphProto, type Value } from "../onnx/graph.ts";
+import * as ops from "../onnx/ops.ts";
+import type { GraphProto, ModelProto, NodeProto } from "../onnx/proto.ts";
+import { type AttentionNode, attentionNodes, INPUT, outer, replaceAttention } from "./attention-nodes.ts";
+
+/** A guess of a few tokens is faster through the int8 kernel, a piece of a prompt through the float one. */
+const MANY_ROWS = 32;
+const INT8_MIN = -128;
+const INT8_MAX = 127;
+const INT64_MAX = 0x7fffffffffff; // any end beyond the last row will do
+
+/** The second way in every layer with an int8 cache; `model` is left as it is, and is what comes back where no layer has one. */
+export function withFloatPrefill(model: ModelProto): ModelProto {
+  const caches = model.graph.input.filter(({ name }) => name.startsWith("past_"));
+  if (!caches.every(({ type }) => type?.tensorType?.elemType === elementCode("int8"))) return model;
+  const layers = attentionNodes(model, "--kv int8").filter(isPlain);
+  let many: Value | undefined;
+  return replaceAttention(model, layers, (g, layer) => {
+    const inputs = layerInputs(layer);
+    many ??= isOneLongRow(g, inputs.query);
+    const given = layer.node.output.map((name, i) => ({ ...(i === 0 ? inputs.query : inputs.pastKey), name }));
+    const attributes = { then_branch: floatWay(g, layer, inputs), else_branch: asItWas(layer, given) };
+    g.node("If", [many], given, { attributes });
+  });
+}
+
+/** What only other exporters' attention has is left to the operator: positions, a bias, sinks, capped scores. */
+function isPlain({ node, cacheType, softcap }: AttentionNode): boolean {
+  const more = [INPUT.positions, INPUT.bias, INPUT.headSink].some((place) => node.input[place]);
+  return cacheType === "int8" && softcap === 0 && !more;
+}
+
+interface LayerInputs {
+  /** (1, seq, heads * headDim), or with keys and values of all heads side by side where `key` is left out. */
+  readonly query: Value;
+  readonly key: Value | undefined;
+  readonly value: Value | undefined;
+  /** int8 (1, kvHeads, capacity, headDim) */
+  readonly pastKey: Value;
+  readonly pastValue: Value;
+  readonly seqlensK: Value;
+  readonly total: Value;
+  /** (kvHeads * headDim) */
+  readonly keyScale: Value;
+  readonly valueScale: Value;
+}
+
+function layerInputs({ node, heads, kvHeads, headDim }: AttentionNode): LayerInputs {
+  const name = (place: number) => node.input[place] ?? "";
+  const width = kvHeads * headDim;
+  const rows = (place: number, size: number) => outer(name(place), "float32", [1, "seq", size]);
+  const cache = (place: number) => outer(name(place), "int8", [1, kvHeads, "capacity", headDim]);
+  const apart = name(INPUT.key) !== "";
+  return {
+    query: rows(INPUT.query, heads * headDim + (apart ? 0 : 2 * width)),
+    key: apart ? rows(INPUT.key, width) : undefined,
+    value: apart ? rows(INPUT.value, width) : undefined,
+    pastKey: cache(INPUT.pastKey),
+    pastValue: cache(INPUT.pastValue),
+    seqlensK: outer(name(INPUT.seqlensK), "int32", [1]),
+    total: outer(name(INPUT.total), "int32", []),
+    keyScale: outer(name(INPUT.keyScale), "float32", [width]),
+    valueScale: outer(name(INPUT.valueScale), "float32", [width]),
+  };
+}
+
+/** bool (): the batch is one row of many tokens. */
+function isOneLongRow(g: Graph, query: Value): Value {
+  const compare = (opType: string, axis: number, to: number) =>
+    g.node(
+      opType,
+      [ops.squeeze(g, ops.shapeOf(g, query, axis), 0), g.ints([to], [])],
+      [{ type: "bool", shape: [] }],
+    )[0];
+  const both = [compare("Equal", 0, 1), compare("GreaterOrEqual", 1, MANY_ROWS)];
+  return g.node("And", both, [{ type: "bool", shape: [] }])[0];
+}
+
+/** A branch: values of the graph around it are read by name, its constants are put there too. */
+function branch(around: Graph, name: string, build: (g: Graph) => readonly Value[]): GraphProto {
+  const g = new Graph(name);
+  g.scope = `${around.scope}/${name}`;
+  for (const value of build(g)) g.output(value);
+  for (const { name, type, shape, data } of g.initializers.values()) around.initializer(name, type, shape, data);
+  g.initializers.clear();
+  return anyShape(toGraphProto(g, () => ({})));
+}
+
+/** Without the shapes of what it gives, which are not the same in both branches. */
+function anyShape(graph: GraphProto): GraphProto {
+  const output = graph.output.map(({ name, type }) => ({
+    name,
+    type: type?.tensorType && { tensorType: { elemType: type.tensorType.elemType } },
+  }));
+  return { ...graph, output };
+}
+
+/** The operator as it was, its outputs under names of the branch. */
+function asItWas({ node }: AttentionNode, given: readonly Value[]): GraphProto {
+  const g = new Graph("few");
+  const outputs = given.map((value) => ({ ...value, name: `${value.name}/few` }));
+  for (const value of outputs) g.output(value);
+  const inner: NodeProto = { ...node, output: outputs.map(({ name }) => name) };
+  return { ...anyShape(toGraphProto(g, () => ({}))), node: [inner] };
+}
+
+function floatWay(around: Graph, layer: AttentionNode, inputs: LayerInputs): GraphProto {
+  return branch(around, "many", (g) => {
+    const { heads, kvHeads, headDim, scale, window } = layer;
+    const { seqlensK, total } = inputs;
+    const width = kvHeads * headDim;
+    const [query, key, value] = inputs.key
+      ? [inputs.query, inputs.key, inputs.value as Value]
+      : ops.splitLast(g, inputs.query, [heads * headDim, width, width]);
+    const end = ops.cast(g, ops.reshape(g, total, [1], [1]), "int64");
+    const start = ops.sub(g, end, ops.shapeOf(g, query, 1));
+    const turned = (x: Value, count: number) => (layer.rotary ? rotated(g, layer, x, start, count) : x);
+    const keys = throughCodes(g, layer, turned(key, kvHeads), inputs.pastKey, inputs.keyScale, start, end);
+    const values = throughCodes(g, layer, value, inputs.pastValue, inputs.valueScale, start, end);
+    const rows = { query: turned(query, heads), key: keys.fresh, value: values.fresh };
+    const cached = { pastKey: keys.past, pastValue: values.past, seqlensK, totalSequenceLength: total };
+    const [output] = ops.groupQueryAttention(
+      g,
+      { ...rows, ...cached },
+      { heads, kvHeads, headDim, scale, window },
+      undefined,
+    );
+    return [output, keys.present, values.present];
+  });
+}
+
+/** x (1, seq, count * headDim) with the tokens from position `start` on. */
+function rotated(
+  g: Graph,
+  { node, headDim, rotaryDim, interleaved }: AttentionNode,
+  x: Value,
+  start: Value,
+  heads: number,
+) {
+  const table = (place: number) => outer(node.input[place], "float32", ["positions", rotaryDim / 2]);
+  return ops.rotaryEmbedding(g, x, start, table(INPUT.cos), table(INPUT.sin), {
+    heads,
+    rotaryDim: rotaryDim === headDim ? 0 : rotaryDim,
+    interleaved,
+  });
+}
+
+interface ThroughCodes {
+  /** float32 (1, seq, kvHeads * headDim): what the new rows' codes stand for. */
+  readonly fresh: Value;
+  /** float32 (1, kvHeads, past, headDim) */
+  readonly past: Value;
+  /** int8 (1, kvHeads, capacity, headDim): the cache with the new codes in it. */
+  readonly present: Value;
+}
+
+/** New rows (1, seq, kvHeads * headDim) and cached codes, both as attention over codes reads them. */
+function throughCodes(
+  g: Graph,
+  { kvHeads, headDim }: AttentionNode,
+  rows: Value,
+  cache: Value,
+  scale: Value,
+  start: Value,
+  end: Value,
+): ThroughCodes {
+  // QuantizeLinear with a scale per channel is scalar code in ONNX Runtime, ten times slower than these four
+  const steps = g.node("Round", [ops.div(g, rows, scale)], [{ type: rows.type, shape: rows.shape }])[0];
+  const limits = [g.scalar(INT8_MIN), g.scalar(INT8_MAX)];
+  const [rounded] = g.node("Clip", [steps, ...limits], [{ type: rows.type, shape: rows.shape }]);
+  const codes = ops.cast(g, rounded, "int8");
+  const fresh = ops.mul(g, rounded, scale);
+  const split = ops.reshape(g, codes, [0, 0, kvHeads, headDim], [1, "seq", kvHeads, headDim]);
+  const before = ops.slice(g, cache, g.ints([0]), start, 2, "past");
+  const after = ops.slice(g, cache, end, g.ints([INT64_MAX]), 2, "spare");
+  const perChannel = ops.reshape(g, scale, [1, kvHeads, 1, headDim], [1, kvHeads, 1, headDim]);
+  const past = ops.mul(g, ops.cast(g, before, "float32"), perChannel);
+  return { fresh, past, present: ops.concat(g, [before, ops.transpose(g, split, [0, 2, 1, 3]), after], 2) };
+}
