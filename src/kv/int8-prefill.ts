@@ -21,7 +21,8 @@ const INT64_MAX = 0x7fffffffffff; // any end beyond the last row will do
 /** The second way in every layer with an int8 cache; `model` is left as it is, and is what comes back where no layer has one. */
 export function withFloatPrefill(model: ModelProto): ModelProto {
   const caches = model.graph.input.filter(({ name }) => name.startsWith("past_"));
-  if (!caches.every(({ type }) => type?.tensorType?.elemType === elementCode("int8"))) return model;
+  const isInt8 = caches.every(({ type }) => type?.tensorType?.elemType === elementCode("int8"));
+  if (!isInt8 || !computesInFloat32(model)) return model;
   const layers = attentionNodes(model, "--kv int8").filter(isPlain);
   let many: Value | undefined;
   return replaceAttention(model, layers, (g, layer) => {
@@ -31,6 +32,15 @@ export function withFloatPrefill(model: ModelProto): ModelProto {
     const attributes = { then_branch: floatWay(g, layer, inputs), else_branch: asItWas(layer, given) };
     g.node("If", [many], given, { attributes });
   });
+}
+
+/** Whether activations are float32, which the gains of norms tell. */
+function computesInFloat32({ graph }: ModelProto): boolean {
+  const types = new Map(graph.initializer.map(({ name, dataType }) => [name, dataType]));
+  const norms = graph.node.filter(({ opType }) => opType.endsWith("LayerNormalization"));
+  return (
+    norms.length > 0 && norms.every(({ input }) => input.some((name) => types.get(name) === elementCode("float32")))
+  );
 }
 
 /** What only other exporters' attention has is left to the operator: positions, a bias, sinks, capped scores. */

@@ -15,7 +15,7 @@ import { DecoderSession } from "../../src/runtime/session.ts";
 import { openModel } from "../arch/golden-model.ts";
 import { isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { random } from "../quant/random.ts";
-import { difference, storiesGraph, story } from "./stories.ts";
+import { difference, storiesGraph, storiesModel, story } from "./stories.ts";
 
 const CONTEXT = 128;
 /** Sums of float32 in another order: a value between two codes may get the other one, and moves what comes after it. */
@@ -80,6 +80,16 @@ async function compare(float: ModelProto, ids: readonly number[]): Promise<numbe
 
 test("stories260K, whose heads are padded", async () => {
   expect(await compare(await storiesGraph(), story)).toBe(5);
+});
+
+test("a graph in float16 is left as it is: its operators take no scales of float32", async () => {
+  const model = await storiesModel();
+  const weights = floatWeights(model.checkpoint);
+  const graph = decoderGraph(model, { weights, kv: fullKv(), maxPositions: CONTEXT, activations: "float16" });
+  const int8 = coarse(decodeModel(await toBytes(graph)));
+  expect(int8).toBeDefined();
+  expect(withFloatPrefill(int8 as ModelProto)).toBe(int8);
+  await model.checkpoint.dispose();
 });
 
 test.each([...folders])("%s", async (name, folder) => {
