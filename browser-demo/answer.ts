@@ -2,7 +2,7 @@
 import type { SamplingOptions } from "../src/runtime/engine.ts";
 import type { ChatMessage } from "../src/tokenizer/tokenizer.ts";
 import type { Prompt } from "../src/web/protocol.ts";
-import { engine, model, server } from "./app.ts";
+import { answeringServed, engine, model, refreshServer } from "./app.ts";
 import type { Message, MessageStats } from "./conversations.ts";
 import { answerFromServer } from "./server-backend.ts";
 import { type Settings, settings } from "./settings.ts";
@@ -17,16 +17,14 @@ export function samplingOf(chosen: Settings): SamplingOptions & { maxTokens: num
 const ANSWER_SHARE = 0.25;
 
 /** The settings' longest answer, or less where the context is small. */
-function longestAnswer(chosen: Settings, contextLength: number): number {
+function longestAnswer(chosen: Settings, contextLength = Number.POSITIVE_INFINITY): number {
   return Math.min(chosen.maxTokens, Math.max(1, Math.floor(contextLength * ANSWER_SHARE)));
 }
 
 /** Where the next answer is made: "stories260K · wasm", or undefined when there is nothing to ask. */
 export function answeredBy(): string | undefined {
-  if (settings.value.runOn === "server") {
-    const [first] = server.value?.models ?? [];
-    return first && `${first} · server`;
-  }
+  const served = answeringServed();
+  if (served) return `${served.id} · server`;
   const loaded = model.value;
   return loaded && `${loaded.info.id} · ${loaded.choice.device}`;
 }
@@ -49,15 +47,15 @@ export async function answer(
   onText: () => void,
   signal: AbortSignal,
 ): Promise<void> {
-  const chosen = settings.value;
-  const pieces =
-    chosen.runOn === "server"
-      ? answerFromServer(server.value!.models[0], chatMessages(history, chosen.system), chosen, signal)
-      : engine.generate(promptOf(history, chosen.system, model.value!.hasChatTemplate), {
-          ...samplingOf(chosen),
-          maxTokens: longestAnswer(chosen, model.value!.info.contextLength),
-          signal,
-        });
+  const served = answeringServed();
+  const context = served ? served.contextLength : model.value!.info.contextLength;
+  const chosen = { ...settings.value, maxTokens: longestAnswer(settings.value, context) };
+  const pieces = served
+    ? answerFromServer(served.id, chatMessages(history, chosen.system), chosen, signal)
+    : engine.generate(promptOf(history, chosen.system, model.value!.hasChatTemplate), {
+        ...samplingOf(chosen),
+        signal,
+      });
   const by = answeredBy()!;
   const started = performance.now();
   let first = 0;
@@ -70,6 +68,7 @@ export async function answer(
     usage = piece.usage ?? usage;
     onText();
   }
+  if (served && context === undefined) await refreshServer(); // it has loaded the model now
   const completionTokens = usage?.completionTokens ?? seen;
   if (first === 0) return;
   // The first token belongs to the prefill: the rate is that of the tokens after it.

@@ -6,7 +6,7 @@ import type { LoadEvent, LoadedModel, LoadRequest } from "../src/web/protocol.ts
 import type { ModelSource } from "../src/web/remote.ts";
 import type { StoredModel } from "../src/web/store.ts";
 import type { PageMethods } from "./protocol.ts";
-import { findServer, type ServerInfo } from "./server-backend.ts";
+import { findServer, type ServedModel, type ServerInfo } from "./server-backend.ts";
 import { engineChanged, keepRuntimeOffline } from "./service-worker-link.ts";
 import { change, settings } from "./settings.ts";
 import { announce, Signal } from "./ui/dom.ts";
@@ -32,6 +32,13 @@ export const stored = new Signal<readonly StoredModel[]>([]);
 export const busy = new Signal(false);
 export const server = new Signal<ServerInfo | undefined>(undefined);
 
+/** The server's model that answers, or undefined where answers are made in the page. */
+export function answeringServed(): ServedModel | undefined {
+  const { runOn, servedModel } = settings.value;
+  const models = runOn === "page" ? [] : (server.value?.models ?? []);
+  return models.find(({ id }) => id === servedModel) ?? models[0];
+}
+
 /** The model that ships with the page. */
 export const shippedModel = { name: "stories260K", url: new URL("models/stories260k/", document.baseURI).href };
 export const ortUrl = new URL("ort/", document.baseURI).href;
@@ -48,6 +55,11 @@ export const engine = new EngineWorker<PageMethods>(startWorker, (error) => {
 
 export async function refreshStored(): Promise<void> {
   stored.value = await engine.rpc.call("models", undefined).catch(() => []);
+}
+
+/** What the server tells of its models now. */
+export async function refreshServer(): Promise<void> {
+  server.value = (await findServer()) ?? server.value;
 }
 
 export async function removeStored(id: string): Promise<void> {
@@ -111,7 +123,8 @@ async function run(
   try {
     const loaded = await start({ onEvent, signal: control.signal });
     model.value = loaded;
-    change({ lastModel: loaded.stored.id });
+    // where a server answers too, this says who does
+    change({ lastModel: loaded.stored.id, ...(server.value && { runOn: "page" }) });
     announce(`${loaded.info.id} is ready`);
     await keepRuntimeOffline(loaded.choice.build);
     await navigator.storage.persist?.();
@@ -150,9 +163,7 @@ document.addEventListener("visibilitychange", () => {
 /** What a visit starts with: the device, the models there are, the last one opened again. */
 export async function start(): Promise<void> {
   device.value = await engine.rpc.call("probe", undefined);
-  const [found] = await Promise.all([findServer(), refreshStored()]);
-  server.value = found;
-  if (!found && settings.value.runOn === "server") change({ runOn: "page" });
+  await Promise.all([refreshServer(), refreshStored()]);
   const last = stored.value.find(({ id, complete }) => id === settings.value.lastModel && complete);
-  if (last && settings.value.runOn === "page") await load({ kind: "stored", id: last.id }, last.id);
+  if (last && !answeringServed()) await load({ kind: "stored", id: last.id }, last.id);
 }

@@ -3,13 +3,13 @@ import "@fontsource-variable/inter/wght.css";
 import "./styles/base.css";
 import "./styles/layout.css";
 import "./styles/chat.css";
-import { device, engine, model, refreshStored, server, start } from "./app.ts";
+import { answeringServed, device, engine, model, refreshStored, server, start } from "./app.ts";
 import { newConversation } from "./conversations.ts";
 import { registerServiceWorker } from "./service-worker-link.ts";
 import { change, settings } from "./settings.ts";
 import { chatView, conversations, current, removeConversation, restoreConversation } from "./ui/chat.ts";
 import { compareView } from "./ui/compare.ts";
-import { el, type IconName, icon, iconButton } from "./ui/dom.ts";
+import { el, type IconName, icon, iconButton, type Signal } from "./ui/dom.ts";
 import { loadBar, modelsView } from "./ui/models.ts";
 import { quantizeView } from "./ui/quantize.ts";
 import { settingsDrawer } from "./ui/settings-drawer.ts";
@@ -84,8 +84,8 @@ function topbar(openMenu: () => void): HTMLElement {
   const button = el("a", { class: "model-button", href: "#models" }, name, where);
   const redraw = () => {
     const loaded = model.value;
-    const onServer = settings.value.runOn === "server" && server.value;
-    name.textContent = onServer ? onServer.models[0] : (loaded?.info.id ?? "Choose a model");
+    const onServer = answeringServed();
+    name.textContent = onServer?.id ?? loaded?.info.id ?? "Choose a model";
     where.hidden = !onServer && !loaded && !device.value;
     where.className = loaded || onServer ? "pill on" : "pill";
     const gpu = device.value?.gpu;
@@ -98,7 +98,7 @@ function topbar(openMenu: () => void): HTMLElement {
         : gpu && !gpu.software
           ? "WebGPU ready"
           : "WASM";
-    where.title = loaded?.choice.reason ?? "";
+    where.title = onServer ? "" : (loaded?.choice.reason ?? "");
   };
   model.watch(redraw);
   device.watch(redraw);
@@ -124,18 +124,17 @@ function lacks(): HTMLElement {
   const text = el("p");
   const element = el("div", { class: "notice calm", role: "note" }, text);
   element.append(iconButton("close", "Dismiss", () => change({ dismissed: text.textContent ?? "" })));
-  device.watch((found) => {
+  const redraw = () => {
+    const found = device.value;
     const parts: string[] = [];
     if (found && !found.gpu) parts.push(`No WebGPU here (${found.noGpuReason}): models run on WASM.`);
     else if (found?.gpu?.software) parts.push("WebGPU is emulated in software here: models run on WASM.");
     if (found && !found.crossOriginIsolated)
       parts.push("The host sends no COOP and COEP headers: WASM runs on one thread.");
     text.textContent = parts.join(" ");
-    element.hidden = parts.length === 0 || settings.value.dismissed === text.textContent;
-  });
-  settings.watch(({ dismissed }) => {
-    if (dismissed === text.textContent) element.hidden = true;
-  });
+    element.hidden = parts.length === 0 || settings.value.dismissed === text.textContent || !!answeringServed();
+  };
+  for (const signal of [device, settings, server]) (signal as Signal<unknown>).watch(redraw);
   return el("div", { class: "dock lacks" }, element);
 }
 

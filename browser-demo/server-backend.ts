@@ -7,8 +7,22 @@ import type { Settings } from "./settings.ts";
 
 const TO_HOST = { [FOR_THE_HOST]: "server" };
 
+export interface ServedModel {
+  readonly id: string;
+  /** Undefined while the server has it unloaded. */
+  readonly contextLength: number | undefined;
+  /** It has no chat template: it goes on from a text. */
+  readonly base: boolean;
+}
+
 export interface ServerInfo {
-  readonly models: readonly string[];
+  readonly models: readonly ServedModel[];
+}
+
+interface Props {
+  readonly model_alias: string | null;
+  readonly chat_template: string;
+  readonly models: readonly { readonly id: string; readonly context_length?: number }[];
 }
 
 const route = (path: string) => new URL(`v1/${path}`, document.baseURI).href;
@@ -19,9 +33,26 @@ export async function findServer(): Promise<ServerInfo | undefined> {
     const response = await fetch(route("models"), { headers: TO_HOST });
     if (!response.ok || !response.headers.get("content-type")?.includes("json")) return undefined;
     const { data } = (await response.json()) as { data: readonly { id: string }[] };
-    return { models: data.map(({ id }) => id) };
+    const props = await serverProps();
+    const models = data.map(({ id }) => ({
+      id,
+      contextLength: props?.models.find((one) => one.id === id)?.context_length,
+      base: props?.model_alias === id && props.chat_template === "",
+    }));
+    return { models };
   } catch {
     return undefined; // offline, or a static host
+  }
+}
+
+/** What Nibble's and llama.cpp's servers tell about themselves; undefined from others. */
+async function serverProps(): Promise<Props | undefined> {
+  try {
+    const response = await fetch(new URL("props", document.baseURI), { headers: TO_HOST });
+    const props = (await response.json()) as Partial<Props>;
+    return Array.isArray(props.models) ? (props as Props) : undefined;
+  } catch {
+    return undefined;
   }
 }
 

@@ -5,8 +5,10 @@ import { Signal } from "./ui/dom.ts";
 export interface Settings {
   readonly theme: "system" | "light" | "dark";
   readonly device: DeviceWish;
-  /** Where answers are made. */
-  readonly runOn: "page" | "server";
+  /** Where answers are made; `auto` is the server where one shows this page. */
+  readonly runOn: "auto" | "page" | "server";
+  /** Which of the server's models, where it has several. */
+  readonly servedModel: string;
   readonly system: string;
   readonly temperature: number;
   readonly topK: number;
@@ -27,7 +29,8 @@ export interface Settings {
 export const defaults: Settings = {
   theme: "system",
   device: "auto",
-  runOn: "page",
+  runOn: "auto",
+  servedModel: "",
   system: "",
   temperature: 0.7,
   topK: 40,

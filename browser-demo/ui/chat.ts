@@ -1,6 +1,6 @@
 /** The chat: a thread, a composer, and what the last answer cost. */
 import { answer, answeredBy } from "../answer.ts";
-import { busy, forgetPrompts, loading, model, report, server } from "../app.ts";
+import { answeringServed, busy, forgetPrompts, loading, model, report, server } from "../app.ts";
 import {
   type Conversation,
   deleteConversation,
@@ -28,6 +28,11 @@ const suggestions = {
   chat: ["Explain 4-bit quantization to a gardener", "Write a haiku about rounding errors", "Plan a slow Sunday"],
   text: ["Once upon a time", "Lily and Tom went to the park.", "The little dog was sad because"],
 };
+
+/** The model that answers is a base model, which goes on from a text. */
+function goesOn(): boolean {
+  return answeringServed()?.base ?? model.value?.hasChatTemplate === false;
+}
 
 export async function refreshConversations(): Promise<void> {
   conversations.value = await listConversations().catch(() => []);
@@ -68,8 +73,7 @@ export function chatView(): HTMLElement {
     send.disabled = !canAsk();
     send.hidden = control !== undefined;
     stop.hidden = control === undefined;
-    const loaded = model.value;
-    const base = settings.value.runOn === "page" && loaded && !loaded.hasChatTemplate;
+    const base = goesOn();
     input.placeholder =
       answeredBy() === undefined ? "Open a model to start" : base ? "Begin a text, the model goes on" : "Message";
     drawStatus();
@@ -79,18 +83,17 @@ export function chatView(): HTMLElement {
   const drawStatus = () => {
     const last = current.value.messages.at(-1)?.stats;
     const loaded = model.value;
-    if (settings.value.runOn === "server" || !loaded) {
-      const where =
-        settings.value.runOn === "server" && server.value
-          ? "Answers come from the server"
-          : "Nothing you type leaves this page";
-      status.replaceChildren(el("span", {}, where));
+    const served = answeringServed();
+    const used = last ? last.promptTokens + last.completionTokens : 0;
+    const context = (length: number) => el("span", {}, `Context ${count(used)} of ${count(length)}`);
+    if (served || !loaded) {
+      const where = served ? "Answers come from the server" : "Nothing you type leaves this page";
+      status.replaceChildren(...(served?.contextLength ? [context(served.contextLength)] : []), el("span", {}, where));
       return;
     }
     const { info } = loaded;
-    const used = last ? last.promptTokens + last.completionTokens : 0;
     status.replaceChildren(
-      el("span", {}, `Context ${count(used)} of ${count(info.contextLength)}`),
+      context(info.contextLength),
       el("span", {}, `KV cache ${bytes(used * info.memory.kvBytesPerToken)}, ${info.kv.format} ${info.kv.policy}`),
       el("span", { class: "wide" }, loaded.choice.reason),
     );
@@ -98,7 +101,10 @@ export function chatView(): HTMLElement {
 
   const drawWelcome = () => {
     const ready = answeredBy() !== undefined;
-    const base = settings.value.runOn === "page" && model.value?.hasChatTemplate === false;
+    const base = goesOn();
+    const privacy = answeringServed()
+      ? "What you type goes to this page's server only."
+      : "Nothing you type leaves this page.";
     const offers = ready
       ? el(
           "div",
@@ -110,11 +116,17 @@ export function chatView(): HTMLElement {
       : modelOffers();
     const lead = ready
       ? base
-        ? "This is a small base model: begin a story and it goes on. Nothing you type leaves this page."
-        : "Ask away. Nothing you type leaves this page."
+        ? `This is a small base model: begin a story and it goes on. ${privacy}`
+        : `Ask away. ${privacy}`
       : "Pick a model and it is fetched once, checked, and kept in this browser. Then it answers here, offline too, with nothing behind it.";
     thread.replaceChildren(
-      el("div", { class: "welcome" }, el("h1", {}, "A language model, in this tab."), el("p", {}, lead), offers),
+      el(
+        "div",
+        { class: "welcome" },
+        el("h1", {}, answeringServed() ? "A language model, on this server." : "A language model, in this tab."),
+        el("p", {}, lead),
+        offers,
+      ),
     );
   };
 

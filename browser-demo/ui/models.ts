@@ -4,6 +4,7 @@ import { droppedFolder } from "../../src/web/dropped.ts";
 import { filesSource, parseSource } from "../../src/web/remote.ts";
 import type { StoredModel } from "../../src/web/store.ts";
 import {
+  answeringServed,
   device,
   forgetPrompts,
   type Loading,
@@ -17,8 +18,10 @@ import {
   shippedModel,
   stored,
 } from "../app.ts";
+import type { ServedModel } from "../server-backend.ts";
+import { change, settings } from "../settings.ts";
 import { el, icon, iconButton } from "./dom.ts";
-import { bytes, duration } from "./format.ts";
+import { bytes, count, duration } from "./format.ts";
 
 /** What the welcome offers while no model is open. */
 export function modelOffers(): HTMLElement {
@@ -40,12 +43,38 @@ export function modelOffers(): HTMLElement {
 function servedButtons(): HTMLButtonElement[] {
   const served = server.value?.models ?? [];
   return served
-    .filter((id) => !stored.value.some((one) => one.complete && one.id === id))
-    .map((id) => {
-      const url = new URL(`models/${encodeURIComponent(id)}/`, document.baseURI).href;
-      const open = () => void loadSource({ kind: "url", url });
-      return el("button", { type: "button", class: "button primary", on: { click: open } }, icon("down"), `Open ${id}`);
-    });
+    .filter(({ id }) => !stored.value.some((one) => one.complete && one.id === id))
+    .map(({ id }) =>
+      el(
+        "button",
+        { type: "button", class: "button primary", on: { click: () => runHere(id) } },
+        icon("down"),
+        `Open ${id}`,
+      ),
+    );
+}
+
+/** Fetches one of the server's models and runs it in this page. */
+function runHere(id: string): void {
+  const url = new URL(`models/${encodeURIComponent(id)}/`, document.baseURI).href;
+  void loadSource({ kind: "url", url });
+}
+
+function servedItem({ id, contextLength }: ServedModel): HTMLElement {
+  const chosen = answeringServed()?.id === id;
+  const ask = () => {
+    change({ runOn: "server", servedModel: id });
+    location.hash = "chat";
+  };
+  const context = contextLength ? `, ${count(contextLength)} tokens of context` : "";
+  return el(
+    "li",
+    {},
+    el("div", { class: "about" }, el("strong", {}, id), el("small", {}, `on this server${context}`)),
+    chosen && el("span", { class: "pill on" }, "Answers"),
+    !chosen && el("button", { type: "button", class: "button", on: { click: ask } }, "Ask the server"),
+    el("button", { type: "button", class: "button", on: { click: () => runHere(id) } }, "Run in this page"),
+  );
 }
 
 function shippedButton(): HTMLButtonElement {
@@ -142,9 +171,12 @@ function storedItem(one: StoredModel): HTMLElement {
 }
 
 export function modelsView(): HTMLElement {
-  const list = el("ul", { class: "models" });
+  const served = el("ul", { class: "models", aria: { label: "Models of this server" } });
+  const list = el("ul", { class: "models", aria: { label: "Models in this browser" } });
   const room = el("p", { class: "hint numbers" });
   const redraw = () => {
+    served.replaceChildren(...(server.value?.models ?? []).map(servedItem));
+    served.hidden = served.childElementCount === 0;
     const items = stored.value.map(storedItem);
     list.replaceChildren(...items);
     list.hidden = items.length === 0;
@@ -159,6 +191,8 @@ export function modelsView(): HTMLElement {
   stored.watch(redraw);
   model.watch(redraw);
   device.watch(redraw);
+  server.watch(redraw);
+  settings.watch(redraw);
 
   const address = el("input", {
     name: "address",
@@ -209,6 +243,7 @@ export function modelsView(): HTMLElement {
         "Downloaded once, checked by hash, kept in this browser. A stopped download goes on where it stopped.",
       ),
     ),
+    served,
     list,
     room,
     el(

@@ -1,5 +1,5 @@
 /** Settings: who answers, how tokens are drawn, where it runs. Changes hold at once. */
-import { model, server } from "../app.ts";
+import { answeringServed, model, server } from "../app.ts";
 import { change, defaults, type Settings, settings } from "../settings.ts";
 import { el, iconButton } from "./dom.ts";
 
@@ -19,12 +19,15 @@ function slider(key: NumberKey, label: string, hint: string, min: number, max: n
 function choices<K extends "theme" | "device" | "runOn">(
   key: K,
   legend: string,
-  options: Readonly<Record<Settings[K], string>>,
+  options: Readonly<Partial<Record<Settings[K], string>>>,
+  /** Which one holds, where that is not what is set. */
+  chosen: (now: Settings) => string = (now) => now[key],
 ): HTMLFieldSetElement {
-  const labels = Object.entries<string>(options).map(([value, text]) => {
+  const labels = Object.entries(options as Readonly<Record<string, string>>).map(([value, text]) => {
     const radio = el("input", { type: "radio", name: key, value });
     radio.addEventListener("change", () => change({ [key]: value }));
-    settings.watch((now) => (radio.checked = now[key] === value));
+    settings.watch((now) => (radio.checked = chosen(now) === value));
+    server.watch(() => (radio.checked = chosen(settings.value) === value));
     return el("label", {}, radio, el("span", {}, text));
   });
   return el("fieldset", {}, el("legend", {}, legend), el("div", { class: "choices" }, ...labels));
@@ -50,7 +53,8 @@ export function settingsDrawer(): HTMLDialogElement {
   });
   const noTemplate = el("small", {}, "The open model is a base model: it has no chat template, so this is not used.");
   model.watch((loaded) => (noTemplate.hidden = loaded?.hasChatTemplate !== false));
-  const runOn = choices("runOn", "Answers are made", { page: "In this page", server: "On the server" });
+  const where = { page: "In this page", server: "On the server" };
+  const runOn = choices("runOn", "Answers are made", where, () => (answeringServed() ? "server" : "page"));
   server.watch((found) => (runOn.hidden = found === undefined));
 
   const reset = () => {
@@ -79,14 +83,7 @@ export function settingsDrawer(): HTMLDialogElement {
         slider("topP", "Top p", "Draw from the likeliest that make up this share.", 0.05, 1, 0.05),
         slider("minP", "Min p", "Drop tokens below this share of the likeliest.", 0, 0.5, 0.01),
         slider("repetitionPenalty", "Repetition penalty", "Above 1, words already used become unlikelier.", 1, 2, 0.05),
-        slider(
-          "maxTokens",
-          "Longest answer",
-          "In tokens; in the page at most a quarter of the model's context.",
-          16,
-          4096,
-          16,
-        ),
+        slider("maxTokens", "Longest answer", "In tokens; at most a quarter of the model's context.", 16, 4096, 16),
         el("label", { class: "field" }, el("span", {}, "Seed"), seed),
         el(
           "div",

@@ -32,11 +32,12 @@ export function state({ registry, metrics }: ServerContext): Hono {
   return new Hono()
     .get("/props", (c) => {
       const loaded = registry.list();
-      const first = loaded.find(({ engine }) => engine)?.engine;
+      const ready = loaded.find(({ engine }) => engine);
+      const first = ready?.engine;
       return c.json({
         build_info: `nibble ${version}`,
         total_slots: first?.info.maxBatch ?? 0,
-        model_alias: first?.info.id ?? null,
+        model_alias: ready?.id ?? null,
         chat_template: first?.tokenizer.chatTemplate ?? "",
         default_generation_settings: { n_ctx: first?.info.contextLength ?? 0 },
         modalities: { vision: false, audio: false },
