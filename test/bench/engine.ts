@@ -5,7 +5,7 @@
  *
  *   npx tsx test/bench/engine.ts FOLDER [--context 512,4096] [--rounds 5] [--tokens 48] [--streams 8] [--threads 2]
  *     [--text FILE] [--gguf Q4_0.gguf (test/bench/q4-0-gguf.ts makes one)]
- *     [--modules FOLDER with node_modules/node-llama-cpp] [--transformers]
+ *     [--modules FOLDER with node_modules/node-llama-cpp] [--transformers] [--genai PYTHON with onnxruntime-genai]
  *
  * "floor" is the time that reading all weights (as stored) and the cache takes at the bandwidth that this machine reads
  * with so many threads from huge pages, measured first; what a token takes beyond it is arithmetic and overhead.
@@ -16,6 +16,7 @@ import { createRequire } from "node:module";
 import { cpus, totalmem } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
+import { describeGraph } from "../../src/export/describe-graph.ts";
 import { dataFiles } from "../../src/export/open-graph.ts";
 import { type Binding, chooseBinding } from "../../src/node/binding.ts";
 import { nodeFolder } from "../../src/node/files.ts";
@@ -24,6 +25,7 @@ import { readOffer } from "../../src/runtime/folder.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
 import { readBandwidth } from "./bandwidth.ts";
+import { genai } from "./genai.ts";
 import { findLlama, llamaCpp, type Measured, nibble, type Runner, transformersJs } from "./runners.ts";
 
 const { values, positionals } = parseArgs({
@@ -38,6 +40,7 @@ const { values, positionals } = parseArgs({
     gguf: { type: "string" },
     modules: { type: "string" },
     transformers: { type: "boolean", default: false },
+    genai: { type: "string" },
   },
 });
 const folder = resolve(positionals[0] ?? ".");
@@ -92,6 +95,10 @@ async function runnersFor(context: number, bindings: readonly Binding[]): Promis
       runners.push(await llamaCpp({ ...llama, cache }));
   }
   if (values.transformers && !isLong) runners.push(await transformersJs(folder, threads));
+  if (values.genai) {
+    const { weightBytes, kvBytesPerToken } = await describeGraph(nodeFolder(folder), offer.graph);
+    runners.push(await genai(folder, offer.graph, { python: values.genai, threads, weightBytes, kvBytesPerToken }));
+  }
   return runners;
 }
 
