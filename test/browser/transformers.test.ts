@@ -4,6 +4,8 @@ import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { DTYPES, engineTokens, makeStories } from "../fixtures/stories-dtypes.ts";
+import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 import { type Built, buildHarness, buildPage } from "./build.ts";
 import { LIMIT_MS, noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
@@ -76,21 +78,26 @@ describe.skipIf(noChromium())("stock transformers.js in a page", { timeout: LIMI
     for (const built of [...Object.values(pages ?? {}), harness]) await built?.remove();
   });
 
-  const host = async (dtype: "fp32" | "q4") => {
-    const model = join(pages[dtype].folder, "models/stories260k/");
+  const hostModel = async (model: string, more: Record<string, string> = {}) => {
     const started = await startHost({
       folders: {
         "/": `${repoPath("test/browser/fixtures")}/`,
-        "/harness/": harness.folder,
         "/transformers/": `${library}/`,
         "/its-ort/": `${itsOrt}/`,
-        "/ort/": join(pages[dtype].folder, "ort/"),
-        "/models/stories/": model,
-        "/model/": model,
+        "/models/stories/": join(model, "/"),
+        ...more,
       },
     });
     hosts.push(started);
     return started;
+  };
+  const host = (dtype: "fp32" | "q4") => {
+    const model = join(pages[dtype].folder, "models/stories260k/");
+    return hostModel(model, {
+      "/harness/": harness.folder,
+      "/ort/": join(pages[dtype].folder, "ort/"),
+      "/model/": model,
+    });
   };
 
   test("says the reference's tokens from the float export, on wasm", async () => {
@@ -119,12 +126,28 @@ describe.skipIf(noChromium())("stock transformers.js in a page", { timeout: LIMI
     });
   });
 
-  test("says the reference's tokens from the float export, on webgpu", async () => {
-    const { url } = await host("fp32");
+  test.each(DTYPES)("says from %s on wasm what Nibble says in Node", async (dtype) => {
+    const model = temporaryFolder(dtype);
+    await makeStories(dtype, model);
+    const { url } = await hostModel(model);
+    await withBrowser(async (context) => {
+      const { page } = await openPage(context, `${url}/transformers.html`);
+      expect(await generate(page, "wasm", dtype, 32)).toEqual(await engineTokens(model, 32));
+    });
+  });
+
+  test.each([
+    ["fp32", 8],
+    ["q4", 8],
+  ] as const)("says from %s on webgpu what the reference or Nibble says", async (dtype, count) => {
+    const { url } = await host(dtype);
+    const model = join(pages[dtype].folder, "models/stories260k/");
     await withBrowser(
       async (context) => {
         const { page } = await openPage(context, `${url}/transformers.html`);
-        expect(await generate(page, "webgpu", "fp32", 8)).toEqual(golden.greedy_from_bos.tokens.slice(0, 8));
+        const expected =
+          dtype === "fp32" ? golden.greedy_from_bos.tokens.slice(0, count) : await engineTokens(model, count);
+        expect(await generate(page, "webgpu", dtype, count)).toEqual(expected);
       },
       { flags: WEBGPU },
     );
