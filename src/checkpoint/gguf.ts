@@ -86,7 +86,7 @@ export async function readGguf(source: ByteSource): Promise<Gguf> {
 }
 
 function badFile(source: Pick<ByteSource, "name">, found: string): NibbleError {
-  return new NibbleError("bad_file", `${source.name}: ${found}.`);
+  return new NibbleError("bad_file", `${source.name}: ${found}${found.endsWith("?") ? "" : "."}`);
 }
 
 /** The bytes at hand end before the header does. */

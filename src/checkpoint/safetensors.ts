@@ -48,7 +48,8 @@ export interface SafetensorsHeader {
 
 /** Reads and checks the header of a safetensors file; errors: `bad_file`, `unsupported` for a foreign dtype. */
 export async function readSafetensorsHeader(source: ByteSource): Promise<SafetensorsHeader> {
-  const bad = (found: string) => new NibbleError("bad_file", `${source.name}: ${found}.`);
+  const bad = (found: string) =>
+    new NibbleError("bad_file", `${source.name}: ${found}${found.endsWith("?") ? "" : "."}`);
   if (source.sizeBytes < 8) {
     throw bad(`${source.sizeBytes} bytes are too few for a safetensors file; was the download cut off?`);
   }

@@ -1,13 +1,15 @@
 /** `nibble eval <dir> --kv <format>`: what a KV cache costs against the float cache of the same weights. */
 import { tokenWindows } from "../../quant/calibrate.ts";
+import { NibbleError } from "../errors.ts";
 import { isSimulated } from "../eval/simulated-cache.ts";
 import { type CacheEvaluation, evaluateCache } from "../node/cache-eval.ts";
 import { nodeFolder } from "../node/files.ts";
-import { formatBytes } from "../node/memory.ts";
+import { describeMemory, formatBytes, requireMemory } from "../node/memory.ts";
 import { readTextFile, shippedText } from "../node/text-windows.ts";
 import { readOffer } from "../runtime/folder.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { expectedMemory } from "./load.ts";
 import type { OutputFlags } from "./output.ts";
 import { table } from "./output.ts";
 import type { CommandContext } from "./run.ts";
@@ -19,6 +21,7 @@ export interface CacheFlags extends OutputFlags {
   readonly text?: string;
   readonly windows?: number;
   readonly sequenceLength?: number;
+  readonly device: "cpu" | "webgpu";
   readonly threads?: number;
 }
 
@@ -28,12 +31,21 @@ const WINDOWS = 4;
 const CALIBRATION_TOKENS = 4096;
 
 export async function evalCache(dir: string, flags: CacheFlags, { output, signal }: CommandContext): Promise<void> {
+  if (flags.device !== "cpu") {
+    throw new NibbleError("unsupported", "eval --kv measures caches on the CPU; leave --device out.", {
+      param: "device",
+    });
+  }
   const offer = await readOffer(nodeFolder(dir));
   const tokenizer = loadTokenizer(offer.files, { config: offer.config });
   const { name, texts } = await (flags.text ? readTextFile(flags.text, tokenizer) : shippedText(tokenizer));
   const sequenceLength = Math.min(flags.sequenceLength ?? SEQUENCE_LENGTH, offer.contextLength);
   const windows = tokenWindows(tokenizer, { texts, sequenceLength, windows: flags.windows ?? WINDOWS });
   const { kv, kvPolicy, kvBudget, threads } = flags;
+  const known = isSimulated(kv) ? undefined : kv;
+  const need = await expectedMemory(dir, { kv: known, kvPolicy, kvBudget, context: sequenceLength });
+  output.note(`${dir}: ${describeMemory(need)}`);
+  requireMemory(dir, need);
   const calibration = isSimulated(kv) ? await calibrationWindows(tokenizer, sequenceLength) : undefined;
   const options = { kv, kvPolicy, kvBudget, threads, calibration, signal, onProgress: output.progress };
   const result = await evaluateCache(dir, offer, windows, options);

@@ -11,9 +11,12 @@ import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { describeFormat } from "../export/weight-formats.ts";
 import { readText } from "../files.ts";
 import { KV_POLICIES } from "../kv/policies.ts";
+import { chooseBinding } from "../node/binding.ts";
 import { cpuOrt } from "../node/cpu-ort.ts";
 import { nodeFolder } from "../node/files.ts";
+import { describeMemory, estimateMemory, requireMemory } from "../node/memory.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
+import { sessionOptions } from "../node/ort.ts";
 import { readTextFile, shippedText } from "../node/text-windows.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import { evalCache } from "./eval-cache.ts";
@@ -30,6 +33,7 @@ interface EvalFlags extends CheckpointFlags {
   readonly windows?: number;
   readonly sequenceLength?: number;
   readonly floatActivations?: boolean;
+  readonly device: "cpu" | "webgpu";
   readonly threads?: number;
 }
 
@@ -48,9 +52,14 @@ export const evalCommand = withCheckpointFlags(
     .option("--kv-budget <tokens>", "how many tokens that policy keeps (default: 1024)", wholeNumber)
     .option("--text <file>", "text to score: .txt or .jsonl (default: the mixed set that ships with nibble)")
     .option("--windows <n>", "windows of the text, spread evenly over it (default: 16, or 4 for a cache)", wholeNumber)
-    .option("--sequence-length <n>", "tokens of a window (default: 512, or 2048 for a cache)", wholeNumber)
+    .option("--context, --sequence-length <tokens>", "of a window (default: 512, or 2048 for a cache)", wholeNumber)
     .addOption(
       new Option("--float-activations", "compute 4-bit products without rounding activations (accuracy_level 0)"),
+    )
+    .addOption(
+      new Option("--device <name>", "where the folder's graph runs; the checkpoint runs on the CPU")
+        .choices(["cpu", "webgpu"])
+        .default("cpu"),
     )
     .option("--threads <n>", "CPU threads", wholeNumber),
 ).action((dir: string, flags: EvalFlags) =>
@@ -67,17 +76,25 @@ export const evalCommand = withCheckpointFlags(
     const folder = nodeFolder(dir);
     const manifest = JSON.parse(await readText(folder, MANIFEST)) as Manifest;
     const progress = { signal, onProgress: output.progress };
+    const { device, threads, windows: count = 16, sequenceLength = 512 } = flags;
+    const graph = await describeGraph(folder, manifest.graph);
+    const need = estimateMemory({ ...graph, contextLength: sequenceLength });
+    output.note(`${dir}: ${describeMemory(need)}`);
+    requireMemory(dir, need);
+    await chooseBinding("portable", device);
     const checkpoint = await openCheckpoint(flags.against, { adapter: flags.adapter, ...progress });
     try {
       const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
       const { name, texts } = await (flags.text ? readTextFile(flags.text, tokenizer) : shippedText(tokenizer));
-      const { windows: count = 16, sequenceLength = 512 } = flags;
       const windows = tokenWindows(tokenizer, { texts, sequenceLength, windows: count });
       const accuracyLevel = flags.floatActivations ? 0 : undefined;
-      const ort = cpuOrt(flags.threads);
-      const model = resolveModel(checkpoint);
-      const drift = await evaluateGraph(ort, folder, manifest.graph, model, windows, { accuracyLevel, ...progress });
-      const size = storedBits(await describeGraph(folder, manifest.graph), checkpoint.tensors.values());
+      const session = sessionOptions({ device, threads });
+      const drift = await evaluateGraph(cpuOrt(threads), folder, manifest.graph, resolveModel(checkpoint), windows, {
+        accuracyLevel,
+        session,
+        ...progress,
+      });
+      const size = storedBits(graph, checkpoint.tensors.values());
       const protocol = {
         text: name,
         windows: windows.length,

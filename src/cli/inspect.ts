@@ -5,6 +5,7 @@ import { Command } from "commander";
 import { resolveModel } from "../arch/index.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import { NibbleError } from "../errors.ts";
+import type { Drift } from "../eval/drift.ts";
 import { describeGraph, type GraphDescription } from "../export/describe-graph.ts";
 import { GRAPH_FOLDER, MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { describeFormat, type WeightFormat } from "../export/weight-formats.ts";
@@ -13,6 +14,7 @@ import { nodeFolder } from "../node/files.ts";
 import { describeMemory, estimateMemory, formatBytes } from "../node/memory.ts";
 import { openCheckpoint } from "../node/open-checkpoint.ts";
 import { elementCount, sizeOf } from "../tensor/dtypes.ts";
+import { driftLine } from "./export.ts";
 import { type CheckpointFlags, wholeNumber, withCheckpointFlags } from "./options.ts";
 import { table } from "./output.ts";
 import { type CommandContext, runCommand } from "./run.ts";
@@ -58,7 +60,8 @@ async function inspectFolder(folder: FolderSource, flags: InspectFlags, { output
       (manifest ? ` by nibble ${manifest.nibble} from ${manifest.source.name}` : " by another tool"),
   ];
   if (manifest?.recipe) lines.push(`recipe: ${JSON.stringify(manifest.recipe)}`);
-  if (manifest?.measured) lines.push(`measured: ${JSON.stringify(manifest.measured)}`);
+  const measured = manifest?.measured as { readonly drift: Drift } | undefined;
+  if (measured) lines.push(`measured when it was made: ${driftLine(measured.drift)}`);
   for (const graph of described)
     lines.push("", ...graphLines(graph, Boolean(flags.tensors)), describeMemory(graph.memory));
   output.result(lines.join("\n"), {

@@ -1,6 +1,6 @@
 /** Loads an exported folder for chat and serve, and says what it takes. */
 import { readFile } from "node:fs/promises";
-import { type CacheChoice, chooseCache } from "../node/cache-choice.ts";
+import { type CacheChoice, type CacheWish, chooseCache } from "../node/cache-choice.ts";
 import { loadEngine } from "../node/engine.ts";
 import { nodeFolder } from "../node/files.ts";
 import { describeMemory, estimateMemory, type MemoryEstimate } from "../node/memory.ts";
@@ -10,7 +10,7 @@ import type { LoadFlags } from "./options.ts";
 import type { CommandContext } from "./run.ts";
 
 /** What the folder takes at the context asked for, beside what this machine has; nothing is loaded. */
-export async function expectedMemory(dir: string, flags: LoadFlags): Promise<MemoryEstimate & CacheChoice> {
+export async function expectedMemory(dir: string, flags: CacheWish): Promise<MemoryEstimate & CacheChoice> {
   const choice = await chooseCache(dir, await readOffer(nodeFolder(dir)), flags);
   return { ...choice, ...estimateMemory(choice) };
 }

@@ -1,4 +1,5 @@
 /** An exported folder against the checkpoint it was made from, on text: the file itself runs, activations as it says. */
+import type { InferenceSession } from "onnxruntime-common";
 import type { Model } from "../arch/index.ts";
 import { floatWeights } from "../arch/weights.ts";
 import { openGraph } from "../export/open-graph.ts";
@@ -9,20 +10,27 @@ import { type Comparison, LogitComparer } from "./compare.ts";
 import { type Drift, type DriftOptions, summarize } from "./drift.ts";
 import { emptyCacheFeeds } from "./graph-check.ts";
 
-/** @param path the graph inside the folder; @param accuracyLevel 0 computes 4-bit products with float activations. */
+/** How the exported graph runs; the checkpoint's runs in float on the CPU. */
+interface GraphOptions extends DriftOptions {
+  /** 0 computes 4-bit products with float activations. */
+  readonly accuracyLevel?: 0 | 4;
+  readonly session?: InferenceSession.SessionOptions;
+}
+
+/** @param path the graph inside the folder */
 export async function evaluateGraph(
   ort: Ort,
   folder: FolderSource,
   path: string,
   model: Model,
   windows: readonly (readonly number[])[],
-  { onProgress, signal, accuracyLevel }: DriftOptions & { readonly accuracyLevel?: 0 | 4 } = {},
+  { onProgress, signal, accuracyLevel, session: sessionOptions }: GraphOptions = {},
 ): Promise<Drift> {
   const maxPositions = Math.max(...windows.map((ids) => ids.length));
   const { layers, vocabSize } = model.config;
   const reference = new BlockForward(ort, model, floatWeights(model.checkpoint), maxPositions);
   const comparer = new LogitComparer(ort);
-  const session = await openGraph(ort, folder, path, { accuracyLevel });
+  const session = await openGraph(ort, folder, path, { accuracyLevel, session: sessionOptions });
   try {
     const hidden = await reference.embed(windows);
     for (let layer = 0; layer < layers; layer++) {

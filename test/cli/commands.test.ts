@@ -237,6 +237,16 @@ describe("a quantized model", () => {
     expect(kl.mean).toBeLessThan(0.2);
     expect(perplexity).toBeGreaterThan(perplexityReference);
   });
+
+  test("eval says what it will take, and takes --context, --threads and --device", async () => {
+    const flags = ["--windows", "2", "--context", "64", "--threads", "1"];
+    const { code, stdout, stderr } = await run(["eval", "q4", "--against", stories, ...flags]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/sequenceLength 64/);
+    expect(stderr).toMatch(/q4: memory: .* at 64 tokens\) of .* available/);
+    const cached = await run(["eval", "q4", "--kv", "int8", "--device", "webgpu"]);
+    expect([cached.code, cached.stderr]).toEqual([1, expect.stringMatching(/on the CPU; leave --device out/)]);
+  });
 });
 
 test("inspect counts a checkpoint's parameters", async () => {
