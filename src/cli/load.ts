@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { type CacheChoice, type CacheWish, chooseCache } from "../node/cache-choice.ts";
 import { loadEngine } from "../node/engine.ts";
-import { nodeFolder } from "../node/files.ts";
+import { fileError, nodeFolder } from "../node/files.ts";
 import { describeMemory, estimateMemory, type MemoryEstimate } from "../node/memory.ts";
 import type { Engine } from "../runtime/engine.ts";
 import { readOffer } from "../runtime/folder.ts";
@@ -25,7 +25,7 @@ export async function openEngine(
   const expected = await expectedMemory(dir, flags);
   output.note(`${dir}: ${describeMemory(expected)}`);
   const { device, threads, binding, kv, kvPolicy, kvBudget, context, draft, prefixCache } = flags;
-  const chatTemplate = flags.chatTemplate === undefined ? undefined : await readFile(flags.chatTemplate, "utf8");
+  const chatTemplate = await readTemplate(flags.chatTemplate);
   const engine = await loadEngine(dir, {
     device,
     threads,
@@ -45,4 +45,9 @@ export async function openEngine(
   if (cache.keeps) output.note(cache.keeps);
   output.note(`${id}: ${file} on ${used}, ${cache.format} KV cache`);
   return engine;
+}
+
+async function readTemplate(path: string | undefined): Promise<string | undefined> {
+  if (path === undefined) return undefined;
+  return readFile(path, "utf8").catch((error) => Promise.reject(fileError(error, `--chat-template ${path}`)));
 }

@@ -42,6 +42,8 @@ export interface ExportOptions {
   readonly contextLength?: number;
   readonly accuracyLevel?: 0 | 4;
   readonly scaleType?: "float32" | "float16";
+  /** Largest file of weights; more become further files. Default: 2 GB, which every browser can hold. */
+  readonly maxDataBytes?: number;
   readonly onProgress?: OnProgress;
   readonly signal?: AbortSignal;
 }
@@ -73,7 +75,7 @@ export async function exportModel(input: ExportInput, out: FolderSink, options: 
   for (const [name, variant] of Object.entries(input.kvVariants ?? {})) {
     graphs.set(graphPath(dtype, name), decoderGraph(model, { ...common, kv: variant.graph }));
   }
-  const data = new ExternalData(out, GRAPH_FOLDER, `model${FILE_SUFFIX[dtype]}.onnx_data`);
+  const data = new ExternalData(out, GRAPH_FOLDER, `model${FILE_SUFFIX[dtype]}.onnx_data`, options.maxDataBytes);
   await writeGraphs(graphs, data, options);
 
   for (const name of SIDE_FILES) {

@@ -55,7 +55,10 @@ export async function exportFolder(
       environment: environment(options.threads),
     };
     const ort = cpuOrt(options.threads);
-    const windows = "quantized" in source ? source : await checkWindows(source, options.text);
+    const whole = "quantized" in source ? source : await checkWindows(source, options.text);
+    // the exported graphs take no longer text
+    const cut = (windows: CacheWindows["heldBack"]) => windows.map((ids) => ids.slice(0, manifest.contextLength));
+    const windows = { heldBack: cut(whole.heldBack), calibration: cut(whole.calibration) };
     manifest = await withKvCache(ort, out, manifest, windows, source, options);
     if (options.check ?? true) {
       const { model, weights } = input;

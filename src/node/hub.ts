@@ -61,11 +61,8 @@ export async function downloadModel(spec: string, options: HubOptions = {}): Pro
   const storage = join(getHFHubCachePath(), getRepoFolderName({ name: model.id, type: "model" }));
   const name = model.revision === "main" ? model.id : `${model.id}@${model.revision}`;
   if (isOffline()) {
-    return requireCached(
-      model,
-      storage,
-      new NibbleError("network", `${name} is not in the cache, and HF_HUB_OFFLINE is set.`),
-    );
+    const missing = new NibbleError("network", `${name} is not in the cache, and HF_HUB_OFFLINE is set.`);
+    return requireCached(model, storage, missing, "HF_HUB_OFFLINE is set.");
   }
   const hub = await connect(name, options);
   const cached = await cachedCommit(model, storage);
@@ -209,8 +206,13 @@ async function cachedCommit({ revision }: HubModel, storage: string): Promise<st
   return isThere ? commit : undefined;
 }
 
-/** The snapshot that an earlier download left, if it has what is needed; otherwise `error`. */
-async function requireCached(model: HubModel, storage: string, error: NibbleError): Promise<HubSnapshot> {
+/** The snapshot that an earlier download left, if it has what is needed; otherwise `error`. @param reason for people. */
+async function requireCached(
+  model: HubModel,
+  storage: string,
+  error: NibbleError,
+  reason = error.message,
+): Promise<HubSnapshot> {
   const commit = await cachedCommit(model, storage);
   if (!commit) throw error;
   const folder = snapshotOf(storage, commit);
@@ -222,6 +224,6 @@ async function requireCached(model: HubModel, storage: string, error: NibbleErro
     folder,
     commit,
     files: files.map(({ path }) => path),
-    notes: [`${error.message} The copy in the cache is used (commit ${commit.slice(0, 8)}).`],
+    notes: [`${reason} The copy in the cache is used (commit ${commit.slice(0, 8)}).`],
   };
 }

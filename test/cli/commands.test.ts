@@ -105,6 +105,16 @@ test.each([
   expect(answer.stdout.length).toBeGreaterThan(8);
 });
 
+test("a context shorter than the windows of text is measured on what fits, and a template that is not there is named", async () => {
+  const flags = ["--method", "rtn", "--dtype", "q4f16", "--context", "128", "--kv", "int8", "--json"];
+  const made = await run(["quantize", stories, "-o", "short", ...flags]);
+  expect(made).toMatchObject({ code: 0 });
+  const { manifest } = JSON.parse(made.stdout);
+  expect(manifest).toMatchObject({ contextLength: 128, measured: { drift: { positions: 8 * 127 } } });
+  const { code, stderr } = await run(["chat", "short", "-p", "Once", "--chat-template", "none.jinja", "--quiet"]);
+  expect([code, stderr]).toEqual([1, "nibble: --chat-template none.jinja does not exist.\n"]);
+});
+
 test("scales of 7 bits are refused", async () => {
   const { code, stderr } = await run(["quantize", stories, "-o", "never", "--scale-bits", "7"]);
   expect(code).toBe(2);
@@ -132,12 +142,16 @@ describe("a quantized model", () => {
     expect(JSON.parse(stdout).manifest.measured.drift.kl.mean).toBeLessThan(0.2);
   });
 
-  test("the same input gives the same bytes", async () => {
+  test("the same input gives the same bytes, by gptq and by the default preset", async () => {
     await run(["quantize", stories, "-o", "q4-again", "--method", "gptq", "--bits", "4", "--quiet"]);
-    const [first, second] = await Promise.all(
-      ["q4", "q4-again"].map((name) => readFile(join(folder, name, "nibble.json"))),
-    );
-    expect(second.equals(first)).toBe(true);
+    for (const name of ["default", "default-again"]) await run(["quantize", stories, "-o", name, "--quiet"]);
+    for (const name of ["q4", "default"]) {
+      // it holds the hash of every file
+      const [first, second] = await Promise.all(
+        [name, `${name}-again`].map((each) => readFile(join(folder, each, "nibble.json"))),
+      );
+      expect(second.equals(first)).toBe(true);
+    }
   });
 
   test("an occupied folder is refused without --force, and not touched", async () => {

@@ -1,13 +1,19 @@
 /** The embedded model in every dtype that Nibble writes: @huggingface/transformers opens it and says the same tokens. */
-import { mkdtemp, rm } from "node:fs/promises";
+import { readFileSync } from "node:fs";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { ModelDtype } from "../../src/export/model-folder.ts";
+import { exportFolder } from "../../src/node/export-folder.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { DTYPES, engineTokens, makeStories } from "../fixtures/stories-dtypes.ts";
+import { repoPath } from "../helpers.ts";
 
 const TOKENS = 64;
+const golden: number[] = JSON.parse(readFileSync(repoPath("models", "stories260k", "golden.json"), "utf8"))
+  .greedy_from_bos.tokens;
 let home: string;
 const before = { path: env.localModelPath, remote: env.allowRemoteModels };
 
@@ -42,4 +48,13 @@ test.each(DTYPES)("%s: asked for by name or taken from config.json, with Nibble'
   expect(await theirs(dtype, { dtype })).toEqual(expected);
   expect(await theirs(dtype, {})).toEqual(expected);
   expect(new Set(expected).size).toBeGreaterThan(10); // a text, not one token over and over
+});
+
+test("weights in several files, as above 2 GB, are read by both", async () => {
+  const folder = join(home, "split");
+  await exportFolder(await openInMemory(repoPath("models", "stories260k")), folder, { maxDataBytes: 300_000 });
+  const files = (await readdir(join(folder, "onnx"))).filter((name) => name.includes("_data")).sort();
+  expect(files).toEqual(["", "_1", "_2", "_3"].map((part) => `model.onnx_data${part}`));
+  expect(await engineTokens(folder, TOKENS)).toEqual(golden.slice(0, TOKENS));
+  expect(await theirs("split", {})).toEqual(golden.slice(0, TOKENS));
 });
