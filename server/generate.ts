@@ -4,7 +4,7 @@ import type { Engine } from "../src/runtime/engine.ts";
 import { type AnswerEvent, answer, type ChatJob, type RenderedPrompt, renderPrompt, requireContext } from "./answer.ts";
 import { type Hold, hold, holding, requestFacts, type ServerContext } from "./context.ts";
 import { requireGrammar } from "./grammar.ts";
-import { merge } from "./merge.ts";
+import { mapped, merge } from "./merge.ts";
 import { planTools } from "./tools.ts";
 
 export interface RunningAnswers {
@@ -36,7 +36,7 @@ export async function startAnswers(
       held,
       engine,
       promptTokens: prompt.ids.length,
-      events: holding(held, counted(c, merge(answers, engine.info.maxBatch))),
+      events: holding(held, mapped(merge(answers, engine.info.maxBatch), counter(c))),
     };
   } catch (error) {
     held.end();
@@ -61,10 +61,11 @@ function choice(job: ChatJob, index: number): ChatJob {
   return seed === undefined ? job : { ...job, generate: { ...job.generate, seed: seed + index } };
 }
 
-async function* counted<T extends { item: AnswerEvent }>(c: Context, events: AsyncIterable<T>): AsyncGenerator<T> {
+/** Notes what the request's log line says, event by event. */
+function counter<T extends { item: AnswerEvent }>(c: Context): (event: T) => T {
   const facts = requestFacts(c);
   const start = performance.now();
-  for await (const event of events) {
+  return (event) => {
     facts.timeToFirstTokenMs ??= performance.now() - start;
     if (event.item.kind === "finish") {
       const { promptTokens, cachedTokens, completionTokens } = event.item.usage;
@@ -72,8 +73,8 @@ async function* counted<T extends { item: AnswerEvent }>(c: Context, events: Asy
       facts.cachedTokens = cachedTokens;
       facts.completionTokens = (facts.completionTokens ?? 0) + completionTokens;
     }
-    yield event;
-  }
+    return event;
+  };
 }
 
 /** Events of choices run side by side, one list a choice. */

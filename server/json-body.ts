@@ -26,9 +26,7 @@ export async function readJsonBody(c: Context, limits: BodyLimits): Promise<Json
     const message = `Unsupported Content-Encoding '${encoding.slice(0, 64)}': send the body as it is, not compressed.`;
     throw new ApiError(415, "unsupported_media_type", message);
   }
-  const declared = Number(c.req.header("content-length") ?? 0);
-  if (declared > limits.maxBodyBytes) throw tooLarge(limits);
-  const text = await readText(c.req.raw.body, limits);
+  const text = decodeUtf8(await readBytes(c.req.raw, c.req.header("content-length"), limits));
   if (nesting(text) > limits.maxNesting) {
     throw new ApiError(400, "invalid_json", `The JSON body nests deeper than ${limits.maxNesting} levels.`);
   }
@@ -52,23 +50,37 @@ function tooLarge({ maxBodyBytes }: BodyLimits): ApiError {
   return new ApiError(413, "request_too_large", `The body is larger than ${maxBodyBytes} bytes.`);
 }
 
-async function readText(stream: ReadableStream<Uint8Array> | null, limits: BodyLimits): Promise<string> {
-  if (!stream) return "";
-  const reader = stream.getReader();
-  const decoder = new TextDecoder("utf-8", { fatal: true });
-  let text = "";
+/** At once where its size is known, which saves Node a stream; else piece by piece, as far as the limit. */
+async function readBytes(request: Request, declared: string | undefined, limits: BodyLimits): Promise<Uint8Array> {
+  if (declared !== undefined) {
+    const bytes = Number(declared) > limits.maxBodyBytes ? undefined : new Uint8Array(await request.arrayBuffer());
+    if (!bytes || bytes.length > limits.maxBodyBytes) throw tooLarge(limits);
+    return bytes;
+  }
+  const chunks: Uint8Array[] = [];
   let sizeBytes = 0;
-  try {
-    for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
-      sizeBytes += chunk.value.byteLength;
-      if (sizeBytes > limits.maxBodyBytes) throw tooLarge(limits);
-      text += decoder.decode(chunk.value, { stream: true });
+  const reader = request.body?.getReader();
+  for (let chunk = await reader?.read(); chunk && !chunk.done; chunk = await reader?.read()) {
+    sizeBytes += chunk.value.byteLength;
+    if (sizeBytes > limits.maxBodyBytes) {
+      await reader?.cancel();
+      throw tooLarge(limits);
     }
-    return text + decoder.decode();
-  } catch (error) {
-    await reader.cancel().catch(() => undefined); // what is left of it has no reader
-    if (error instanceof TypeError) throw new ApiError(400, "invalid_json", "The body is not valid UTF-8.");
-    throw error;
+    chunks.push(chunk.value);
+  }
+  const bytes = new Uint8Array(sizeBytes);
+  chunks.reduce((at, chunk) => {
+    bytes.set(chunk, at);
+    return at + chunk.byteLength;
+  }, 0);
+  return bytes;
+}
+
+function decodeUtf8(bytes: Uint8Array): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new ApiError(400, "invalid_json", "The body is not valid UTF-8.");
   }
 }
 

@@ -2,6 +2,7 @@
  * Server-sent events from an async iterable. The first event decides the status: an error before it is an ordinary
  * JSON error. What takes longer than the keep-alive interval starts the stream with a comment instead.
  */
+import { mapped } from "./merge.ts";
 
 export interface SseEvent {
   /** Sent as `event:`, where the API names its events. */
@@ -28,7 +29,7 @@ export function formatEvent({ event, data }: SseEvent): string {
 
 /** Starts the stream; throws what the iterable throws before its first event. */
 export async function sseResponse(events: AsyncIterable<SseEvent>, options: SseOptions): Promise<Response> {
-  const body = await eventStream(mapEvents(events, formatEvent), {
+  const body = await eventStream(mapped(events, formatEvent), {
     keepAliveMs: options.keepAliveMs,
     keepAlive: ": keep-alive\n\n",
     onError: (error) => formatEvent(options.onError(error)),
@@ -42,10 +43,6 @@ export async function sseResponse(events: AsyncIterable<SseEvent>, options: SseO
       "X-Accel-Buffering": "no", // nginx would hold events back
     },
   });
-}
-
-async function* mapEvents<A, B>(items: AsyncIterable<A>, change: (item: A) => B): AsyncGenerator<B> {
-  for await (const item of items) yield change(item);
 }
 
 export interface TextStreamOptions {
@@ -64,84 +61,81 @@ const DEFAULT_STALL_MS = 120_000;
 /** Looks at the clock in each such time: a comment comes at most a quarter of it late. */
 const CLOCK_TICKS = 4;
 
-type Settled = { readonly result: IteratorResult<string> } | { readonly error: unknown };
-
 /** Text pieces as a body; each piece is one chunk, and the iterable runs only as fast as the client reads. */
 export async function eventStream(
   pieces: AsyncIterable<string>,
   options: TextStreamOptions,
 ): Promise<ReadableStream<Uint8Array>> {
+  const { keepAlive, keepAliveMs, stallMs = DEFAULT_STALL_MS, onError, onCancel, onEnd } = options;
   const iterator = pieces[Symbol.asyncIterator]();
-  const next = (): Promise<Settled> =>
-    iterator.next().then(
-      (result) => ({ result }),
-      (error) => ({ error }),
-    );
-  let pending = next();
-  const { stallMs = DEFAULT_STALL_MS } = options;
-  // one timer for all pieces: a token every few milliseconds would set and clear two each
-  let idle: (() => void) | undefined;
-  let waitingSince = 0;
-  let handedOut: number | undefined;
-  let stalled: () => void = () => undefined;
-  const clock = setInterval(() => {
-    const now = performance.now();
-    if (idle && now - waitingSince >= options.keepAliveMs) idle();
-    if (handedOut !== undefined && now - handedOut >= stallMs) stalled();
-  }, Math.min(options.keepAliveMs, stallMs) / CLOCK_TICKS);
-  const nextOrIdle = (): Promise<Settled | undefined> =>
-    new Promise((resolve) => {
-      waitingSince = performance.now();
-      idle = () => settle(undefined);
-      const settle = (settled: Settled | undefined): void => {
-        idle = undefined;
-        resolve(settled);
-      };
-      pending.then(settle);
-    });
-  const end = (): void => {
-    clearInterval(clock);
-    options.onEnd();
-  };
-  const first = await nextOrIdle();
-  if (first && "error" in first) {
-    end();
-    throw first.error;
-  }
+  let first: Promise<IteratorResult<string>> | undefined = iterator.next();
+  const begun = await within(first, keepAliveMs).catch((error) => {
+    onEnd();
+    throw error;
+  });
 
+  // one timer for all pieces, which counts: a token every few milliseconds would set and clear two each
+  const tickMs = Math.min(keepAliveMs, stallMs) / CLOCK_TICKS;
+  let clock: ReturnType<typeof setInterval>;
+  let ticks = 0;
+  let waitsFor: "piece" | "reader" = "reader";
+  let ended = false;
+  const end = (): void => {
+    ended = true;
+    clearInterval(clock);
+    onEnd();
+  };
   const leave = (): void => {
-    options.onCancel();
+    onCancel();
     end();
     iterator.return?.().catch(() => undefined); // it is told to stop; what it throws has no reader
   };
   return new ReadableStream<Uint8Array>(
     {
       start(controller) {
-        stalled = () => {
-          leave();
-          controller.error(new Error("The client stopped reading."));
+        const comment = (): void => {
+          ticks = 0;
+          if (keepAlive !== "" && (controller.desiredSize ?? 0) > 0) controller.enqueue(encoder.encode(keepAlive));
         };
+        if (!begun) comment();
+        clock = setInterval(() => {
+          const waitedMs = ++ticks * tickMs;
+          if (waitsFor === "piece" && waitedMs >= keepAliveMs) comment();
+          if (waitsFor === "reader" && waitedMs >= stallMs) {
+            leave();
+            controller.error(new Error("The client stopped reading."));
+          }
+        }, tickMs);
       },
       async pull(controller) {
-        handedOut = undefined;
-        const settled = await nextOrIdle();
-        if (!settled) {
-          controller.enqueue(encoder.encode(options.keepAlive));
-        } else if ("error" in settled) {
-          controller.enqueue(encoder.encode(options.onError(settled.error)));
-          controller.close();
-          end();
-        } else if (settled.result.done) {
-          controller.close();
-          end();
-        } else {
-          controller.enqueue(encoder.encode(settled.result.value));
-          pending = next();
-          handedOut = performance.now();
-        }
+        ticks = 0;
+        waitsFor = "piece";
+        const next = first ?? iterator.next();
+        first = undefined;
+        const { value, done } = await next.catch((error) => ({ value: onError(error), done: true }));
+        if (ended) return;
+        if (value !== undefined) controller.enqueue(encoder.encode(value));
+        ticks = 0;
+        waitsFor = "reader";
+        if (!done) return;
+        controller.close();
+        end();
       },
       cancel: leave,
     },
     { highWaterMark: 1 },
   );
+}
+
+/** Whether it resolves in time; throws what it rejects with until then. */
+async function within(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(resolve, ms, false);
+  });
+  try {
+    return await Promise.race([promise.then(() => true), late]);
+  } finally {
+    clearTimeout(timer);
+  }
 }

@@ -1,6 +1,7 @@
 /** A queue of pieces between what makes them and the one who iterates. */
 
-export class Stream<T> implements AsyncIterable<T> {
+/** Its own iterator, for one reader who asks for one piece at a time: a generator around it costs each piece some promises. */
+export class Stream<T> implements AsyncIterableIterator<T> {
   private readonly queue: T[] = [];
   private ended = false;
   private error: unknown;
@@ -26,20 +27,36 @@ export class Stream<T> implements AsyncIterable<T> {
     this.end();
   }
 
-  async *[Symbol.asyncIterator](): AsyncGenerator<T> {
-    try {
-      for (;;) {
-        const value = this.queue.shift();
-        if (value !== undefined) yield value;
-        else if (this.ended) break;
-        else await new Promise<void>((resolve) => (this.wake = resolve));
-      }
-      if (this.error !== undefined) throw this.error;
-    } finally {
-      if (!this.ended) {
-        this.ended = true;
-        this.onStop();
-      }
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  next(): Promise<IteratorResult<T>> {
+    if (this.queue.length > 0 || this.ended) return this.take();
+    return new Promise((resolve) => {
+      this.wake = () => {
+        this.wake = undefined;
+        resolve(this.take());
+      };
+    });
+  }
+
+  /** What is there: a piece, then the error, then the end. */
+  private take(): Promise<IteratorResult<T>> {
+    const value = this.queue.shift();
+    if (value !== undefined) return Promise.resolve({ value, done: false });
+    const { error } = this;
+    this.error = undefined;
+    return error === undefined ? Promise.resolve({ value: undefined, done: true }) : Promise.reject(error);
+  }
+
+  return(): Promise<IteratorResult<T>> {
+    if (!this.ended) {
+      this.end();
+      this.onStop();
     }
+    this.queue.length = 0;
+    this.error = undefined;
+    return Promise.resolve({ value: undefined, done: true });
   }
 }
