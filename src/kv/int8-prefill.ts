@@ -14,6 +14,8 @@ import { type AttentionNode, attentionNodes, INPUT, outer, replaceAttention } fr
 
 /** A guess of a few tokens is faster through the int8 kernel, a piece of a prompt through the float one. */
 const MANY_ROWS = 32;
+/** SmolLM2, 512 rows: 6 % faster than in one block, 1 % slower after 3,500 others. */
+const BLOCKS = 4;
 const INT8_MIN = -128;
 const INT8_MAX = 127;
 const INT64_MAX = 0x7fffffffffff; // any end beyond the last row will do
@@ -125,27 +127,60 @@ function asItWas({ node }: AttentionNode, given: readonly Value[]): GraphProto {
 
 function floatWay(around: Graph, layer: AttentionNode, inputs: LayerInputs): GraphProto {
   return branch(around, "many", (g) => {
-    const { heads, kvHeads, headDim, scale, window } = layer;
-    const { seqlensK, total } = inputs;
+    const { heads, kvHeads, headDim } = layer;
     const width = kvHeads * headDim;
     const [query, key, value] = inputs.key
       ? [inputs.query, inputs.key, inputs.value as Value]
       : ops.splitLast(g, inputs.query, [heads * headDim, width, width]);
-    const end = ops.cast(g, ops.reshape(g, total, [1], [1]), "int64");
+    const end = ops.cast(g, ops.reshape(g, inputs.total, [1], [1]), "int64");
     const start = ops.sub(g, end, ops.shapeOf(g, query, 1));
     const turned = (x: Value, count: number) => (layer.rotary ? rotated(g, layer, x, start, count) : x);
     const keys = throughCodes(g, layer, turned(key, kvHeads), inputs.pastKey, inputs.keyScale, start, end);
     const values = throughCodes(g, layer, value, inputs.pastValue, inputs.valueScale, start, end);
-    const rows = { query: turned(query, heads), key: keys.fresh, value: values.fresh };
-    const cached = { pastKey: keys.past, pastValue: values.past, seqlensK, totalSequenceLength: total };
-    const [output] = ops.groupQueryAttention(
+    const output = inBlocks(
       g,
-      { ...rows, ...cached },
-      { heads, kvHeads, headDim, scale, window },
-      undefined,
+      layer,
+      [turned(query, heads), keys.fresh, values.fresh],
+      [keys.past, values.past],
+      start,
     );
     return [output, keys.present, values.present];
   });
+}
+
+/**
+ * Attention, block after block of the rows, each over what was there and the blocks up to itself: the kernel computes
+ * every score of a block before it hides those of later keys.
+ */
+function inBlocks(
+  g: Graph,
+  { heads, kvHeads, headDim, scale, window }: AttentionNode,
+  rows: readonly Value[],
+  past: readonly [Value, Value],
+  start: Value,
+): Value {
+  const blocks = rows.map((x) =>
+    g.node("Split", [x], Array(BLOCKS).fill({ type: x.type, shape: x.shape }), {
+      attributes: { axis: 1, num_outputs: BLOCKS },
+    }),
+  );
+  let [pastKey, pastValue] = past;
+  let end = start;
+  const outputs: Value[] = [];
+  for (let i = 0; i < BLOCKS; i++) {
+    const [query, key, value] = blocks.map((parts) => parts[i]);
+    end = ops.add(g, end, ops.shapeOf(g, query, 1));
+    const inputs = {
+      ...{ query, key, value, pastKey, pastValue },
+      seqlensK: ops.cast(g, ops.sub(g, end, g.ints([1])), "int32"),
+      totalSequenceLength: ops.cast(g, ops.squeeze(g, end, 0), "int32"),
+    };
+    const spec = { heads, kvHeads, headDim, scale, window };
+    const [output, presentKey, presentValue] = ops.groupQueryAttention(g, inputs, spec, undefined);
+    outputs.push(output);
+    [pastKey, pastValue] = [presentKey, presentValue];
+  }
+  return ops.concat(g, outputs, 1);
 }
 
 /** x (1, seq, count * headDim) with the tokens from position `start` on. */
