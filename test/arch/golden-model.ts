@@ -5,13 +5,13 @@ import * as ort from "onnxruntime-node";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights, type Weights } from "../../src/arch/weights.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { readSafetensorsHeader } from "../../src/checkpoint/safetensors.ts";
 import { decoderGraph } from "../../src/export/graphs.ts";
 import { fullKv } from "../../src/kv/full.ts";
-import { nodeFile, nodeFolder } from "../../src/node/files.ts";
+import { nodeFile } from "../../src/node/files.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
 import { type FloatTensor, toFloat32 } from "../../src/tensor/dtypes.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 
 export interface Golden {
   readonly inputIds: readonly number[];
@@ -44,7 +44,7 @@ export async function readGolden(folder: string): Promise<Golden> {
 }
 
 export async function openModel(folder: string): Promise<Model> {
-  return resolveModel(await openHfFolder(nodeFolder(folder)));
+  return resolveModel(await openInMemory(folder));
 }
 
 /** The same checkpoint with other config keys. */

@@ -5,9 +5,8 @@
 import { expect, test } from "vitest";
 import { resolveModel } from "../../src/arch/index.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import type { FloatTensor } from "../../src/tensor/dtypes.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { Decoder, floats, maxDifference } from "./golden-model.ts";
 import { changed, normals } from "./random-checkpoint.ts";
@@ -15,7 +14,6 @@ import { changed, normals } from "./random-checkpoint.ts";
 const TOLERANCE = 2e-4; // as in golden.test.ts
 const IDS = Array.from({ length: 40 }, (_, i) => (i * 37 + 5) % 500);
 const golden = (name: string) => sharedPath("golden", "models", name);
-const open = (folder: string) => openHfFolder(nodeFolder(folder));
 
 async function logits(checkpoint: Checkpoint): Promise<Float32Array> {
   const decoder = await Decoder.of(resolveModel(checkpoint));
@@ -27,7 +25,7 @@ async function logits(checkpoint: Checkpoint): Promise<Float32Array> {
 const vector = (values: Float32Array): FloatTensor => ({ shape: [values.length], data: values });
 
 test("Qwen2: use_sliding_window from layer 0 on is a window in every layer, one longer than the text is none", async () => {
-  const base = await open(repoPath("test", "golden", "models", "qwen2-yarn"));
+  const base = await openInMemory(repoPath("test", "golden", "models", "qwen2-yarn"));
   const windowed = (sliding_window: number) =>
     logits(changed(base, { use_sliding_window: true, sliding_window, max_window_layers: 0 }));
   const plain = await logits(base);
@@ -39,7 +37,7 @@ test("Qwen2: use_sliding_window from layer 0 on is a window in every layer, one 
 });
 
 test("Phi: qk_layernorm with one gain g for all channels of unit keys scales scores as g does", async () => {
-  const base = await open(repoPath("test", "golden", "models", "phi"));
+  const base = await openInMemory(repoPath("test", "golden", "models", "phi"));
   const {
     num_attention_heads: heads,
     hidden_size: hidden,
@@ -69,7 +67,7 @@ test("Phi: qk_layernorm with one gain g for all channels of unit keys scales sco
 test.skipIf(isMissing(golden("stablelm")))(
   "StableLM 2 12B: every head is normed, by gains of its own; parallel is another function (needs NIBBLE_SHARED)",
   async () => {
-    const base = await open(golden("stablelm"));
+    const base = await openInMemory(golden("stablelm"));
     const {
       num_attention_heads: heads,
       num_key_value_heads: kvHeads,
@@ -107,7 +105,7 @@ test.skipIf(isMissing(golden("stablelm")))(
 test.skipIf(isMissing(golden("gpt_neox")))(
   "GPT-NeoX without parallel residual adds attention before the MLP reads (needs NIBBLE_SHARED)",
   async () => {
-    const base = await open(golden("gpt_neox"));
+    const base = await openInMemory(golden("gpt_neox"));
     const { num_hidden_layers: layers, hidden_size: hidden } = base.config as Record<string, number>;
     const mute = new Map<string, FloatTensor>();
     for (let layer = 0; layer < layers; layer++) {
@@ -126,7 +124,7 @@ test.skipIf(isMissing(golden("gpt_neox")))(
 test.skipIf(isMissing(golden("gpt2")))(
   "GPT-2: scale_attn_by_inverse_layer_idx divides the queries of layer n by n + 1 (needs NIBBLE_SHARED)",
   async () => {
-    const base = await open(golden("gpt2"));
+    const base = await openInMemory(golden("gpt2"));
     const { n_layer: layers, n_embd: hidden } = base.config as Record<string, number>;
     const divided = new Map<string, FloatTensor>();
     for (let layer = 0; layer < layers; layer++) {
@@ -146,7 +144,7 @@ test.skipIf(isMissing(golden("gpt2")))(
 test.skipIf(isMissing(golden("lfm2")))(
   "LFM2: layer_types and full_attn_idxs say the same, and a convolution's bias counts (needs NIBBLE_SHARED)",
   async () => {
-    const base = await open(golden("lfm2"));
+    const base = await openInMemory(golden("lfm2"));
     const layer_types = ["conv", "conv", "full_attention", "conv"];
     expect(maxDifference(await logits(changed(base, { full_attn_idxs: null, layer_types })), await logits(base))).toBe(
       0,

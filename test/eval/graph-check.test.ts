@@ -4,12 +4,11 @@ import { rtnMatrix } from "../../quant/rtn.ts";
 import { roundScaleToF16 } from "../../quant/types.ts";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights, type Weights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { checkGraph } from "../../src/eval/graph-check.ts";
 import { exportModel } from "../../src/export/export.ts";
 import type { FolderSink } from "../../src/files.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { nodeSink } from "../../src/node/folder-sink.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -21,7 +20,7 @@ beforeEach(async () => {
 afterEach(() => out.abort());
 
 const ids = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421];
-const model = resolveModel(await openHfFolder(nodeFolder(repoPath("models", "stories260k"))));
+const model = resolveModel(await openInMemory(repoPath("models", "stories260k")));
 const float = floatWeights(model.checkpoint);
 
 /** Every projection at 4 bits, embedding and head at 8, plain rounding. */

@@ -4,13 +4,12 @@ import { expect, test } from "vitest";
 import { tokenWindows } from "../../quant/calibrate.ts";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { addKvCaches } from "../../src/eval/kv-caches.ts";
 import { describeGraph } from "../../src/export/describe-graph.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { memorySink } from "../../src/memory-files.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 const golden = JSON.parse(readFileSync(repoPath("models", "stories260k", "golden.json"), "utf8"));
@@ -18,7 +17,7 @@ const sample = readFileSync(repoPath("models", "stories260k", "stories-sample.tx
 const calibration: readonly number[][] = [golden.greedy_from_bos.tokens];
 
 async function exported() {
-  const model = resolveModel(await openHfFolder(nodeFolder(repoPath("models", "stories260k"))));
+  const model = resolveModel(await openInMemory(repoPath("models", "stories260k")));
   const tokenizer = loadTokenizer(model.checkpoint.sideFiles, { config: model.checkpoint.config });
   // more tokens than the float tail of the int4 cache keeps
   const heldBack = tokenWindows(tokenizer, { texts: [sample], sequenceLength: 256, windows: 1 });

@@ -3,17 +3,16 @@ import { join } from "node:path";
 import { expect, test } from "vitest";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { otherReadings, requireBestReading } from "../../src/eval/readings.ts";
 import { cpuOrt } from "../../src/node/cpu-ort.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { shippedText, textWindows } from "../../src/node/text-windows.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { readGolden } from "../arch/golden-model.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath, shared, sharedPath } from "../helpers.ts";
 
 const ort = cpuOrt();
-const stories = await openHfFolder(nodeFolder(repoPath("models", "stories260k")));
+const stories = await openInMemory(repoPath("models", "stories260k"));
 const tokenizer = loadTokenizer(stories.sideFiles, { config: stories.config });
 const { heldBack } = textWindows(stories, tokenizer, await shippedText(tokenizer), 0);
 /** Nats a token of the held-back text by token frequency alone: 5.0. */
@@ -83,7 +82,7 @@ const folders = readdirSync(goldens).filter((name) => existsSync(join(goldens, n
 test.each(folders)(
   "%s: random weights are no language model in any reading, so none is called better",
   async (name) => {
-    const model = resolveModel(await openHfFolder(nodeFolder(join(goldens, name))));
+    const model = resolveModel(await openInMemory(join(goldens, name)));
     const { inputIds } = await readGolden(join(goldens, name));
     // a text of 48 tokens that occur about once each
     await requireBestReading(ort, model, [inputIds], Math.log(new Set(inputIds).size));

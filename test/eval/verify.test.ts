@@ -8,14 +8,13 @@ import { quantizeModel } from "../../quant/quantize.ts";
 import { rtn } from "../../quant/recipes.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { measureDrift } from "../../src/eval/drift.ts";
 import { requireLanguageModel, verifyExport } from "../../src/eval/verify.ts";
 import { exportModel } from "../../src/export/export.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { nodeSink } from "../../src/node/folder-sink.ts";
 import { shippedText, textWindows } from "../../src/node/text-windows.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -25,7 +24,7 @@ const golden = JSON.parse(readFileSync(join(stories, "golden.json"), "utf8"));
 const windows: readonly number[][] = [golden.input_ids, golden.greedy_from_bos.tokens];
 const folder = temporaryFolder("verify");
 
-const open = async (path: string): Promise<Model> => resolveModel(await openHfFolder(nodeFolder(path)));
+const open = async (path: string): Promise<Model> => resolveModel(await openInMemory(path));
 
 test("an 8-bit export passes with almost no drift, a 2-bit one passes with more", async () => {
   const model = await open(stories);

@@ -11,7 +11,6 @@ import { quantizeModel } from "../../quant/quantize.ts";
 import { rtn } from "../../quant/recipes.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { BlockForward } from "../../src/eval/block-forward.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { int8Columns } from "../../src/export/int8-columns.ts";
@@ -28,6 +27,7 @@ import { decodeModel, encodeModel, type ModelProto, type TensorProto } from "../
 import { unpackMatrix } from "../../src/tensor/pack.ts";
 import { dequantize } from "../../src/tensor/quantized.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 import { logProbabilities, logSoftmax, meanKl } from "../log-probabilities.ts";
 
@@ -56,7 +56,7 @@ describe("the integer twin of a 4-bit graph", () => {
 
   beforeAll(async () => {
     temporary = await mkdtemp(join(tmpdir(), "nibble-int-"));
-    const checkpoint = await openHfFolder(nodeFolder(repoPath("models/stories260k")));
+    const checkpoint = await openInMemory(repoPath("models/stories260k"));
     float = resolveModel(checkpoint);
     const { model: resolved, weights } = await quantizeModel(float, rtn(), [], { ort, products: ortProducts(ort) });
     const out = await nodeSink(join(temporary, "q4"));

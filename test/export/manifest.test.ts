@@ -1,14 +1,13 @@
 import { expect, test } from "vitest";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { exportModel } from "../../src/export/export.ts";
 import { memorySink } from "../../src/memory-files.ts";
-import { nodeFolder } from "../../src/node/files.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 test("a manifest is the same wherever the checkpoint and its adapter lie", async () => {
-  const stories = await openHfFolder(nodeFolder(repoPath("models", "stories260k")));
+  const stories = await openInMemory(repoPath("models", "stories260k"));
   const sources = await Promise.all(
     ["/home/ann", "/data"].map(async (place) => {
       const name = `${place}/stories + ${place}/adapter`;

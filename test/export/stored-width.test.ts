@@ -13,7 +13,6 @@ import { quantizeModel } from "../../quant/quantize.ts";
 import { QuantizedModel } from "../../quant/quantized-model.ts";
 import { type Recipe, rtn } from "../../quant/recipes.ts";
 import { resolveModel } from "../../src/arch/index.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { emptyCacheFeeds } from "../../src/eval/graph-check.ts";
 import { describeGraph } from "../../src/export/describe-graph.ts";
 import { exportModel } from "../../src/export/export.ts";
@@ -28,6 +27,7 @@ import { nodeSink } from "../../src/node/folder-sink.ts";
 import { openSession, ortFor } from "../../src/node/ort.ts";
 import type { Ort } from "../../src/onnx/ort.ts";
 import { decodeModel, encodeModel } from "../../src/onnx/proto.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -72,7 +72,7 @@ describe.each(Object.entries(recipes))("%s", (name, recipe) => {
   let expected: Float32Array;
 
   beforeAll(async () => {
-    const checkpoint = await openHfFolder(nodeFolder(repoPath("models/stories260k")));
+    const checkpoint = await openInMemory(repoPath("models/stories260k"));
     const products = ortProducts(ort as Ort);
     const quantized = await quantizeModel(resolveModel(checkpoint), recipe, [], { ort: ort as Ort, products });
     stored = await made(slug, quantized);

@@ -2,8 +2,8 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import type { Engine, GenerateOptions } from "../../src/runtime/engine.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -11,7 +11,7 @@ const folder = temporaryFolder("grammar");
 let engine: Engine;
 
 beforeAll(async () => {
-  await exportFolder(await openCheckpoint(repoPath("models", "stories260k")), folder, { dtype: "fp32" });
+  await exportFolder(await openInMemory(repoPath("models", "stories260k")), folder, { dtype: "fp32" });
   engine = await loadEngine(folder, { threads: 1 });
 });
 afterAll(() => engine?.dispose());

@@ -3,12 +3,11 @@ import { readFileSync } from "node:fs";
 import * as ort from "onnxruntime-node";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { decoderGraph } from "../../src/export/graphs.ts";
 import { fullKv } from "../../src/kv/full.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../../src/onnx/proto.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 export const CONTEXT = 512;
@@ -19,7 +18,7 @@ export const story: readonly number[] = JSON.parse(
 ).greedy_from_bos.tokens;
 
 export async function storiesModel() {
-  return resolveModel(await openHfFolder(nodeFolder(repoPath("models", "stories260k"))));
+  return resolveModel(await openInMemory(repoPath("models", "stories260k")));
 }
 
 /** The graph with the float cache, weights inside. */

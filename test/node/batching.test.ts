@@ -6,10 +6,10 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { method } from "../../quant/recipes.ts";
 import { loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { quantize } from "../../src/node/quantize.ts";
 import type { Engine, GeneratedToken, GenerateOptions } from "../../src/runtime/engine.ts";
 import { Random } from "../../src/runtime/random.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -23,7 +23,7 @@ const folder = temporaryFolder("stories-q4");
 let engine: Engine;
 
 beforeAll(async () => {
-  const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+  const checkpoint = await openInMemory(repoPath("models", "stories260k"));
   const small = await quantize(checkpoint, method("rtn", { bits: 4, groupSize: 32 }), { threads: 1 });
   await exportFolder(small, folder, { check: false });
   engine = await loadEngine(folder, { threads: 1 });

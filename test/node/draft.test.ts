@@ -5,9 +5,9 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { method } from "../../quant/recipes.ts";
 import { loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { quantize } from "../../src/node/quantize.ts";
 import type { Engine, GenerateOptions, Piece } from "../../src/runtime/engine.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -16,7 +16,7 @@ const twoBits = temporaryFolder("two-bits");
 let engine: Engine;
 
 beforeAll(async () => {
-  const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+  const checkpoint = await openInMemory(repoPath("models", "stories260k"));
   await exportFolder(checkpoint, model, { dtype: "fp32" });
   const small = await quantize(checkpoint, method("rtn", { bits: 2, groupSize: 32 }), { threads: 1 });
   await exportFolder(small, twoBits, { kv: "float", check: false });

@@ -6,8 +6,8 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { windowTokens } from "../../src/kv/window.ts";
 import { loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import type { Engine, GenerateOptions, Piece } from "../../src/runtime/engine.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
@@ -18,7 +18,7 @@ const folder = temporaryFolder("stories");
 let engine: Engine;
 
 beforeAll(async () => {
-  await exportFolder(await openCheckpoint(repoPath("models", "stories260k")), folder, { dtype: "fp32" });
+  await exportFolder(await openInMemory(repoPath("models", "stories260k")), folder, { dtype: "fp32" });
   engine = await loadEngine(folder, { threads: 1 });
 });
 

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type LoadEngineOptions, loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 import { story } from "../kv/stories.ts";
 
@@ -16,7 +16,7 @@ beforeAll(async () => {
   parent = await mkdtemp(join(tmpdir(), "nibble-kv-"));
   process.env.NIBBLE_CACHE ??= join(parent, "cache");
   folder = join(parent, "stories");
-  const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+  const checkpoint = await openInMemory(repoPath("models", "stories260k"));
   await exportFolder(checkpoint, folder, { kv: "int4" });
   await checkpoint.dispose();
 });

@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { type LoadEngineOptions, loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { PrefixFiles } from "../../src/node/prefix-files.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 import { story } from "../kv/stories.ts";
 
@@ -97,7 +97,7 @@ describe("an engine", () => {
   let folder: string;
   beforeAll(async () => {
     folder = join(parent, "stories");
-    const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+    const checkpoint = await openInMemory(repoPath("models", "stories260k"));
     await exportFolder(checkpoint, folder, { kv: "int8" });
     await checkpoint.dispose();
   });
@@ -144,7 +144,7 @@ describe("an engine", () => {
 
   test("says where a folder has no int8 cache, and runs the float one", async () => {
     const plain = join(parent, "plain");
-    const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+    const checkpoint = await openInMemory(repoPath("models", "stories260k"));
     await exportFolder(checkpoint, plain, {});
     await checkpoint.dispose();
     const notes: string[] = [];

@@ -1,14 +1,13 @@
 import { writeFile } from "node:fs/promises";
 import { expect, test } from "vitest";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { readTextFile, textWindows } from "../../src/node/text-windows.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
 
 const stories = repoPath("models", "stories260k");
-const checkpoint = await openHfFolder(nodeFolder(stories));
+const checkpoint = await openInMemory(stories);
 const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
 const sample = await readTextFile(repoPath("models", "stories260k", "stories-sample.txt"), tokenizer);
 const path = temporaryFolder("text");

@@ -2,16 +2,15 @@ import * as ort from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { blockGraph } from "../../src/export/graphs.ts";
 import { fullKv } from "../../src/kv/full.ts";
 import { plainAttention } from "../../src/kv/plain.ts";
 import type { KvGraph } from "../../src/kv/policy.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { backward, differentiable } from "../../src/onnx/backward.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
 import { Graph, type Value } from "../../src/onnx/graph.ts";
 import * as ops from "../../src/onnx/ops.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 /** Deterministic values in (-1, 1). */
@@ -154,7 +153,7 @@ describe("backward rules equal central differences", () => {
 });
 
 describe("a block of stories260K", () => {
-  const open = async () => resolveModel(await openHfFolder(nodeFolder(repoPath("models", "stories260k"))));
+  const open = async () => resolveModel(await openInMemory(repoPath("models", "stories260k")));
 
   test("attention from plain operators equals GroupQueryAttention", async () => {
     const model = await open();

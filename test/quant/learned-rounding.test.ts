@@ -6,12 +6,11 @@ import { rtnMatrix } from "../../quant/rtn.ts";
 import { roundScaleToF16 } from "../../quant/types.ts";
 import { resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { BlockForward } from "../../src/eval/block-forward.ts";
-import { nodeFolder } from "../../src/node/files.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
-const model = resolveModel(await openHfFolder(nodeFolder(repoPath("models", "stories260k"))));
+const model = resolveModel(await openInMemory(repoPath("models", "stories260k")));
 const weights = floatWeights(model.checkpoint);
 const LAYER = 2;
 const WINDOWS = 8;

@@ -5,11 +5,10 @@ import { ortProducts } from "../../quant/products.ts";
 import { quantizeModel } from "../../quant/quantize.ts";
 import { gptq, rtn } from "../../quant/recipes.ts";
 import { resolveModel } from "../../src/arch/index.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { dequantize } from "../../src/tensor/quantized.ts";
 import { maxDifference, readGolden } from "../arch/golden-model.ts";
 import { changed } from "../arch/random-checkpoint.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 const folder = repoPath("test", "golden", "models", "olmoe");
@@ -17,7 +16,7 @@ const NEVER = 3;
 
 /** OLMoE with one expert per token and a router that never prefers the last: its row is the mean of two others. */
 async function withUnreachedExpert() {
-  const base = await openHfFolder(nodeFolder(folder));
+  const base = await openInMemory(folder);
   const routers = new Map();
   for (const name of base.tensors.keys()) {
     if (!name.endsWith(".mlp.gate.weight")) continue;

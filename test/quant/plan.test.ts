@@ -18,13 +18,12 @@ import { gptq, preset, type Recipe } from "../../quant/recipes.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { measureDrift } from "../../src/eval/drift.ts";
 import { mainGraph } from "../../src/export/export.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import { writtenSize } from "../../src/onnx/external-data.ts";
 import type { Ort } from "../../src/onnx/ort.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 const SEQUENCE = 128;
@@ -37,7 +36,7 @@ const tools = { ort: ort as Ort, products };
 const recipe: Recipe = { ...preset("fast"), windows: 16 };
 
 beforeAll(async () => {
-  checkpoint = await openHfFolder(nodeFolder(repoPath("models/stories260k")));
+  checkpoint = await openInMemory(repoPath("models/stories260k"));
   model = resolveModel(checkpoint);
   const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
   const text = readFileSync(repoPath("models/stories260k/stories-sample.txt"), "utf8").replaceAll("<|endoftext|>", "");

@@ -10,13 +10,12 @@ import { memoryLayerStore } from "../../quant/record.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { BlockForward } from "../../src/eval/block-forward.ts";
 import { measureDrift } from "../../src/eval/drift.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import type { Ort } from "../../src/onnx/ort.ts";
 import { dequantize } from "../../src/tensor/quantized.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 const SEQUENCE = 128;
@@ -27,7 +26,7 @@ const products = ortProducts(ort as Ort);
 const tools: QuantizeTools = { ort: ort as Ort, products };
 
 beforeAll(async () => {
-  checkpoint = await openHfFolder(nodeFolder(repoPath("models/stories260k")));
+  checkpoint = await openInMemory(repoPath("models/stories260k"));
   model = resolveModel(checkpoint);
   const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
   const text = readFileSync(repoPath("models/stories260k/stories-sample.txt"), "utf8").replaceAll("<|endoftext|>", "");

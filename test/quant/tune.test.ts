@@ -11,13 +11,12 @@ import { scaleGradient, type Tuning, tune } from "../../quant/tune.ts";
 import { roundScaleToF16 } from "../../quant/types.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { measureDrift } from "../../src/eval/drift.ts";
-import { nodeFolder } from "../../src/node/files.ts";
 import type { Ort } from "../../src/onnx/ort.ts";
 import { dequantize } from "../../src/tensor/quantized.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { normals } from "../arch/random-checkpoint.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 
 const SEQUENCE = 64;
@@ -28,7 +27,7 @@ let model: Model;
 let windows: number[][];
 
 beforeAll(async () => {
-  const checkpoint = await openHfFolder(nodeFolder(repoPath("models/stories260k")));
+  const checkpoint = await openInMemory(repoPath("models/stories260k"));
   model = resolveModel(checkpoint);
   const tokenizer = loadTokenizer(checkpoint.sideFiles, { config: checkpoint.config });
   const text = readFileSync(repoPath("models/stories260k/stories-sample.txt"), "utf8").replaceAll("<|endoftext|>", "");

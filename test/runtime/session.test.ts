@@ -6,7 +6,6 @@ import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import { decoderGraph } from "../../src/export/graphs.ts";
 import { fullKv } from "../../src/kv/full.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
 import { typedArray } from "../../src/onnx/ort.ts";
 import { Generation } from "../../src/runtime/generate.ts";
@@ -14,6 +13,7 @@ import { resolveSampling } from "../../src/runtime/sampling.ts";
 import { Scheduler, type SchedulerOptions } from "../../src/runtime/scheduler.ts";
 import { DecoderSession } from "../../src/runtime/session.ts";
 import { Decoder, floats, openModel, readGolden } from "../arch/golden-model.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { byteTokenizer } from "./fake-tokenizer.ts";
 
@@ -28,7 +28,7 @@ async function sessionOf(model: Model): Promise<DecoderSession> {
 }
 
 test("where memory for the cache runs out, requests fail with the size and the next one is answered", async () => {
-  const model = resolveModel(await openCheckpoint(repoPath("models", "stories260k")));
+  const model = resolveModel(await openInMemory(repoPath("models", "stories260k")));
   const graph = decoderGraph(model, { weights: floatWeights(model.checkpoint), kv: fullKv(), maxPositions: 512 });
   let left = Number.POSITIVE_INFINITY; // buffers that can still be had
   const allocate: typeof typedArray = (type, length) => {
