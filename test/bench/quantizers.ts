@@ -3,8 +3,10 @@
  * top-1 agreement, CPU and wall seconds of quantizing, peak memory. Decoder linears only unless --head.
  *   npx tsx test/bench/quantizers.ts <checkpoint folder> --test FILE[,FILE...] [--calibrate FILE] [--recipes default,rtn:symmetric,...]
  *     [--windows 64] [--test-windows 64] [--head] [--json] [--keep FOLDER] [--python INTERPRETER --peers hqq,gptqmodel,autoround]
- * Calibration takes the first windows of its file (a recipe may use fewer), without one those of the set that ships.
- * A recipe is a method or preset with settings after colons: gptq:bits=3:groupSize=64:symmetric:learned.steps=60.
+ * Calibration takes the first windows of its file (a recipe may use fewer); of a .jsonl, or without a file of the set that
+ * ships, those that `nibble quantize` would take.
+ * A recipe is a method or preset with settings after colons: gptq:bits=3:groupSize=64:symmetric:learned.steps=60. Pruning is
+ * wanda or sparsegpt, alone (wanda:sparsity=0.5) or before a recipe (gptq:prune=sparsegpt:sparsity=2of4).
  * Each recipe runs in a process of its own, so that peak memory is its own; what the float model makes of the test text is
  * kept for all of them, in a temporary folder or in --keep. Peers (quantizer_peers.py) are other toolkits in a Python
  * environment, with the same settings, on the same tokens; what they make is scored here.
@@ -12,22 +14,34 @@
 import { spawnSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join, resolve } from "node:path";
+import { basename, extname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { tokenWindows } from "../../quant/calibrate.ts";
 import { ortProducts } from "../../quant/products.ts";
+import { PRUNERS, type Pruning } from "../../quant/prune.ts";
 import { quantizeModel } from "../../quant/quantize.ts";
 import type { StoredMatrix } from "../../quant/quantized-model.ts";
-import { METHODS, type MethodOptions, method, PRESETS, preset, type Recipe, windowsOf } from "../../quant/recipes.ts";
+import {
+  METHODS,
+  type MethodOptions,
+  method,
+  PRESETS,
+  preset,
+  prune,
+  type Recipe,
+  windowsOf,
+} from "../../quant/recipes.ts";
+import { parseSparsity } from "../../quant/sparsity.ts";
 import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights, type Weights } from "../../src/arch/weights.ts";
 import type { Hidden } from "../../src/eval/block-forward.ts";
 import { type Drift, finalStates, measureDrift } from "../../src/eval/drift.ts";
 import { sha256Hex } from "../../src/hash.ts";
 import { cpuOrt } from "../../src/node/cpu-ort.ts";
+import { returnFreedMemory } from "../../src/node/freed-memory.ts";
 import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
-import { shippedText, textWindows } from "../../src/node/text-windows.ts";
+import { readTextFile, shippedText, textWindows } from "../../src/node/text-windows.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import type { Tokenizer } from "../../src/tokenizer/tokenizer.ts";
 
@@ -68,16 +82,26 @@ function recipeOf(text: string): Recipe {
     const [key, value] = setting.split("=");
     return [key, value === undefined ? true : Number.isNaN(Number(value)) ? value : Number(value)];
   });
-  const options = Object.fromEntries(entries) as MethodOptions;
-  const known = (PRESETS as readonly string[]).includes(name)
-    ? preset(name as never, options)
-    : (METHODS as readonly string[]).includes(name)
-      ? method(name as never, options)
-      : undefined;
-  if (!known)
-    throw new Error(`${name} is neither a preset (${PRESETS.join(", ")}) nor a method (${METHODS.join(", ")})`);
+  const { prune: before, sparsity = 0.5, ...others } = Object.fromEntries(entries);
+  const isPruner = (PRUNERS as readonly string[]).includes(name);
+  const pruning = {
+    method: (isPruner ? name : before) as Pruning["method"],
+    sparsity: parseSparsity(String(sparsity).replace("of", ":")),
+  };
+  const options = { ...others, ...(before && { prune: pruning }) } as MethodOptions;
+  const known = isPruner
+    ? prune(pruning)
+    : (PRESETS as readonly string[]).includes(name)
+      ? preset(name as never, options)
+      : (METHODS as readonly string[]).includes(name)
+        ? method(name as never, options)
+        : undefined;
+  if (!known) {
+    const names = [...PRESETS, ...METHODS, ...PRUNERS];
+    throw new Error(`${name} is no preset, method or pruner: ${names.join(", ")}`);
+  }
   const recipe = structuredClone(known) as unknown as Record<string, unknown>;
-  for (const [path, value] of entries) {
+  for (const [path, value] of Object.entries(others)) {
     const keys = path.split(".");
     const last = keys.pop()!;
     const at = keys.reduce((object, key) => object[key] as Record<string, unknown>, recipe);
@@ -86,7 +110,7 @@ function recipeOf(text: string): Recipe {
   return recipe as unknown as Recipe;
 }
 
-/** Codes, scales (and a factor a row, where they are codes themselves), zero points at the code's width. */
+/** Codes, scales (and a factor a row, where they are codes themselves), zero points at the code's width; 16 where all is float. */
 function bitsPerWeight(matrices: Iterable<StoredMatrix>): number {
   let sum = 0;
   let weights = 0;
@@ -95,7 +119,7 @@ function bitsPerWeight(matrices: Iterable<StoredMatrix>): number {
     sum += rows * cols * bits + groups * (scaleBits + (symmetric ? 0 : bits)) + (scaleBits < 16 ? 16 * rows : 0);
     weights += rows * cols;
   }
-  return sum / weights;
+  return weights === 0 ? 16 : sum / weights;
 }
 
 const ort = cpuOrt();
@@ -112,11 +136,13 @@ function tokenizerOf({ checkpoint: { sideFiles, config } }: Model): Tokenizer {
   return loadTokenizer(sideFiles, { config });
 }
 
-/** At most --windows, and of the set that ships those that `nibble quantize` would take. */
+/** At most --windows. */
 async function calibrationOf(model: Model, count: number): Promise<readonly (readonly number[])[]> {
-  if (flags.calibrate) return firstWindows(model, flags.calibrate, count);
+  const { calibrate } = flags;
+  if (calibrate && extname(calibrate) !== ".jsonl") return firstWindows(model, calibrate, count);
   const tokenizer = tokenizerOf(model);
-  return textWindows(model.checkpoint, tokenizer, await shippedText(tokenizer), count).calibration;
+  const text = await (calibrate ? readTextFile(calibrate, tokenizer) : shippedText(tokenizer));
+  return textWindows(model.checkpoint, tokenizer, text, count).calibration;
 }
 
 /** What the float model makes of the windows, from --keep where it is there. */
@@ -157,6 +183,7 @@ async function measure(name: string): Promise<Row> {
   const recipe = { ...asked, head: flags.head ? asked.head : undefined };
   const count = Math.min(windowsOf(recipe), Number(flags.windows));
   const text = count > 0 ? await calibrationOf(model, count) : [];
+  await returnFreedMemory(); // as `nibble quantize` does
   const products = ortProducts(ort);
   const cpu = process.cpuUsage();
   const started = performance.now();
