@@ -172,13 +172,17 @@ class BlockWalk {
       }
     }
     await learned?.dispose();
-    await this.quantizeTables(hidden, result);
+    await this.quantizeTables(hidden, float, result);
   }
 
-  private async quantizeTables(hidden: readonly Activations[], result: QuantizedModel): Promise<void> {
+  private async quantizeTables(
+    hidden: readonly Activations[],
+    float: readonly Tensor[] | undefined,
+    result: QuantizedModel,
+  ): Promise<void> {
     for (const [tensor, format] of tablesOf(this.model, this.recipe)) {
       this.tools.signal?.throwIfAborted();
-      const matrix = await quantizeTable(this.model, this.recipe, format, tensor, hidden, this.tools);
+      const matrix = await quantizeTable(this.model, this.recipe, format, tensor, hidden, float, this.tools);
       const entry: LinearRecord = { matrix, columnScales: undefined, rowScales: undefined, report: undefined };
       const record: LayerRecord = {
         linears: new Map([[tensor.replace(/\.weight$/, ""), entry]]),
@@ -189,11 +193,11 @@ class BlockWalk {
     }
   }
 
-  /** The block in float: its output and, for quantizing, what its sites aim at. */
-  private async runFloat(block: OpenBlock, inputs: readonly Tensor[], quantizing: boolean): Promise<Activations[]> {
+  /** The block in float: its output and, for quantizing, what its sites aim at. Takes the inputs out of their list as it goes. */
+  private async runFloat(block: OpenBlock, inputs: Tensor[], quantizing: boolean): Promise<Activations[]> {
     const wanted = quantizing ? block.segments.flatMap((segment) => floatName(segment) ?? []) : [];
     const results: Activations[] = [];
-    for (const input of inputs) {
+    for (let input = inputs.shift(); input; input = inputs.shift()) {
       this.tools.signal?.throwIfAborted();
       const started = performance.now();
       results.push(await block.runFloat(input, wanted));

@@ -94,6 +94,9 @@ function inSteps<T extends { readonly steps: number }>(settings: T, asked: boole
   return { ...settings, steps };
 }
 
+/** Embedding and head share their scales by so many columns: at 4 bits and below smaller groups are worth their bytes (head.ts). */
+const headGroupSize = (bits: number): number => (bits <= 4 ? 16 : 32);
+
 const SCALE_BITS = [6, 8, 16];
 const GROUP_SIZES = [16, 32, 64, 128, 256];
 const DEFAULT_WINDOWS = 64;
@@ -141,7 +144,12 @@ function base(name: string, options: MethodOptions): Recipe {
     head:
       headBits === 16
         ? undefined
-        : { bits: headBits, groupSize: 32, symmetric, ...(scaleBits !== undefined && { scaleBits }) },
+        : {
+            bits: headBits,
+            groupSize: headGroupSize(headBits),
+            symmetric,
+            ...(scaleBits !== undefined && { scaleBits }),
+          },
     ...(prune && { prune }),
     ...(rotate && { rotation: 1 }),
     ...(learn !== undefined && learn !== false && { learned: inSteps(LEARNING, learn, "learn") }),
