@@ -261,7 +261,7 @@ export class ModelRegistry {
 /** What a client's own request can cause too says what was wrong with it: of a load that would be the server's paths. */
 function forClients(id: string, error: unknown): unknown {
   const ownWords = ["not_found", "bad_option", "unsupported", "context_length"];
-  if (error instanceof ApiError || !(error instanceof NibbleError) || !ownWords.includes(error.code)) return error;
+  if (error instanceof ApiError || (error instanceof NibbleError && !ownWords.includes(error.code))) return error;
   return new ApiError(503, "model_not_loadable", `The model '${id}' could not be loaded.`, { code: "bad_file" });
 }
 

@@ -57,12 +57,7 @@ export async function describeGraph(folder: FolderSource, path: string): Promise
   const source = await folder.open(path);
   let model: ModelProto;
   try {
-    model = decodeModel(await readAll(source));
-  } catch (error) {
-    if (error instanceof NibbleError) throw error;
-    throw new NibbleError("bad_file", `${folder.name}/${path} is no ONNX file: ${(error as Error).message}`, {
-      cause: error,
-    });
+    model = decodeModel(await readAll(source), `${folder.name}/${path}`);
   } finally {
     await source.close?.();
   }

@@ -23,7 +23,7 @@ export async function openGraph(
   { session = {}, accuracyLevel, change }: OpenGraphOptions = {},
 ): Promise<InferenceSession> {
   let bytes = await readFile(folder, path);
-  const stored = decodeModel(bytes);
+  const stored = decodeModel(bytes, `${folder.name}/${path}`);
   let model = change ? change(stored) : stored;
   if (accuracyLevel !== undefined) setAccuracyLevel(model, accuracyLevel);
   if (accuracyLevel === 0) model = withFloatActivations(model);
@@ -83,7 +83,7 @@ export async function unpackedModel(
 export async function readGraph(folder: FolderSource, path: string): Promise<ModelProto> {
   const source = await folder.open(path);
   try {
-    return decodeModel(await readAll(source));
+    return decodeModel(await readAll(source), `${folder.name}/${path}`);
   } finally {
     await source.close?.();
   }

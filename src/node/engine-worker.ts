@@ -159,7 +159,7 @@ async function openDecoder(
   options: OpenSessionOptions,
 ): Promise<CacheSession> {
   const path = join(folder, graph);
-  const stored = decodeModel(await readFile(path));
+  const stored = decodeModel(await readFile(path), path);
   const model = eviction ? withEviction(stored, evictionPolicy(eviction.policy)) : stored;
   const run = eviction || options.device !== "cpu" ? model : withFloatPrefill(model);
   const opened = await openSession(ort, path, options, run === stored ? undefined : run);

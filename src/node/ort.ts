@@ -52,7 +52,7 @@ export async function openSession(
 ): Promise<InferenceSession> {
   const session = sessionOptions(options);
   const file = basename(path);
-  const model = changed ?? decodeModel(await readFile(path));
+  const model = changed ?? decodeModel(await readFile(path), path);
   const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, model);
   try {
     if (!unpacked && !changed) return await ort.InferenceSession.create(path, session);

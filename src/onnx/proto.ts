@@ -8,6 +8,7 @@ import {
   FieldDescriptorProto_Label as Label,
   FieldDescriptorProto_Type as Type,
 } from "@bufbuild/protobuf/wkt";
+import { NibbleError } from "../errors.ts";
 
 type FieldKind = "int32" | "int64" | "uint64" | "float" | "double" | "string" | "bytes" | (string & {});
 /** name: [number, kind, "repeated" | "packed"]; a kind that is no scalar names a message of this schema. */
@@ -162,9 +163,18 @@ export function encodeModel(model: ModelProto): Uint8Array {
   return toBinary(modelDesc, create(modelDesc, model as never));
 }
 
-/** The bytes of an .onnx file as a model of plain objects; fields outside the schema are ignored. */
-export function decodeModel(bytes: Uint8Array): ModelProto {
-  return plain(fromBinary(modelDesc, bytes)) as ModelProto;
+/**
+ * The bytes of an .onnx file as a model of plain objects; fields outside the schema are ignored. Error `bad_file`, which
+ * says `name`, for bytes that are no model or only the beginning of one.
+ */
+export function decodeModel(bytes: Uint8Array, name = "The graph"): ModelProto {
+  try {
+    return plain(fromBinary(modelDesc, bytes)) as ModelProto;
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    const message = `${name} is no whole ONNX file (${reason}; ${bytes.length} bytes): copy or export it again.`;
+    throw new NibbleError("bad_file", message, { cause });
+  }
 }
 
 /** Messages without their type tags, so that parts of one can be put into another and encoded again. */

@@ -184,7 +184,7 @@ interface GraphFile {
 
 async function readGraphFile(folder: ModelFolder, path: string): Promise<GraphFile> {
   const bytes = await readAll(await folder.open(path));
-  return { bytes, model: decodeModel(bytes) };
+  return { bytes, model: decodeModel(bytes, path) };
 }
 
 function asFile(model: ModelProto): GraphFile {

@@ -46,19 +46,22 @@ test("a model that cannot be loaded answers 503 without its paths; the others an
   expect((await app.request("/health")).status).toBe(200);
 });
 
-test("what a load says of the server's disk stays in its log", async () => {
-  const load = async () => {
-    throw new NibbleError("not_found", "/srv/models/gone does not exist.");
-  };
-  const said: unknown[] = [];
-  const registry = new ModelRegistry([{ ...source("gone"), load }, source("good")], {
-    onEvent: (_, error) => said.push(error),
-  });
-  const failed = await ask(createApp({ models: registry }), { model: "gone" });
-  expect(failed.status).toBe(503); // the model is known: 404 would say that it is not
-  expect((await failed.json()).error).toMatchObject({ code: "model_not_loadable" });
-  expect(String(said)).toContain("/srv/models/gone");
-});
+test.each([new NibbleError("not_found", "/srv/models/gone does not exist."), new Error("EACCES: /srv/models/gone")])(
+  "what a load says of the server's disk stays in its log: %s",
+  async (thrown) => {
+    const load = async () => {
+      throw thrown;
+    };
+    const said: unknown[] = [];
+    const registry = new ModelRegistry([{ ...source("gone"), load }, source("good")], {
+      onEvent: (_, error) => said.push(error),
+    });
+    const failed = await ask(createApp({ models: registry }), { model: "gone" });
+    expect(failed.status).toBe(503); // the model is known: 404 would say that it is not
+    expect((await failed.json()).error).toMatchObject({ code: "model_not_loadable" });
+    expect(String(said)).toContain("/srv/models/gone");
+  },
+);
 
 test("an idle model is unloaded and comes back when it is asked for", async () => {
   vi.useFakeTimers();
