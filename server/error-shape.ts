@@ -11,11 +11,14 @@ const anthropicTypes: Readonly<Record<number, string>> = {
   503: "overloaded_error",
 };
 
+/** Anthropic's tool runner asks for a conversation that the server keeps; told this, it sends the conversation itself. */
+const unthreaded = { error_code: "thread_unsupported_request", unsupported: ["thread"] };
+
 export function errorBody(path: string, { status, body }: HttpError): unknown {
-  const { message } = body.error;
+  const { message, param } = body.error;
   if (path.startsWith("/v1/messages")) {
     const type = anthropicTypes[status] ?? (status < 500 ? "invalid_request_error" : "api_error");
-    return { type: "error", error: { type, message } };
+    return { type: "error", error: { type, message, ...(param === "thread" ? { details: unthreaded } : {}) } };
   }
   if (path.startsWith("/api/")) return { error: message };
   return body;

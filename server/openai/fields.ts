@@ -134,7 +134,7 @@ const embeddings = [
 
 const responses = [
   done("model", "a name from /v1/models; without it the first one"),
-  done("input", "a string, or messages, function calls and their outputs"),
+  done("input", "a string, or messages, function calls and their outputs, references to items of earlier answers"),
   done("instructions", "the system message"),
   done("max_output_tokens", "tokens of the answer, thoughts included"),
   done("stream", "typed events"),
@@ -148,10 +148,10 @@ const responses = [
   done("reasoning", "effort none turns thinking off where the template can; summary has no effect"),
   done("include", "message.output_text.logprobs; reasoning.encrypted_content has no effect"),
   done("metadata", "comes back with the answer"),
+  done("store", "false forgets the answer; else input may name its items by item_reference while there is room"),
   ...bookkeeping.filter(({ name }) => name !== "metadata"),
   ignored("stream_options", "include_obfuscation pads nothing here"),
   ignored("max_tool_calls", "limits built-in tools, of which there are none"),
-  refused("store", "answers are not stored: send the conversation as input", false),
   refused("previous_response_id", "answers are not stored: send the conversation as input"),
   refused("conversation", "answers are not stored: send the conversation as input"),
   refused("background", "answers are not stored", false),
@@ -186,6 +186,7 @@ const messages = [
   ignored("user_profile_id", "names the caller"),
   ignored("workspace_id", "names the caller"),
   ignored("betas", "names features by their header"),
+  refused("thread", "answers are not stored: send the whole conversation"),
   refused("container", "the server runs no code"),
   refused("mcp_servers", "the server calls no tools itself", []),
   refused("context_management", "too long an input is refused"),

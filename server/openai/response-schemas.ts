@@ -151,7 +151,11 @@ export const countTokensResponse = z.object({ input_tokens: z.int().min(0) });
 
 export const anthropicError = z.object({
   type: z.literal("error"),
-  error: z.object({ type: z.string(), message: z.string() }),
+  error: z.object({
+    type: z.string(),
+    message: z.string(),
+    details: z.looseObject({ error_code: z.string() }).optional(),
+  }),
 });
 
 export const errorResponse = z.object({

@@ -38,6 +38,7 @@ export const responsesRequest = z.object({
   reasoning: z.looseObject({ effort: reasoningEffort.nullish() }).optional(),
   include: z.array(z.string()).optional(),
   metadata: z.record(z.string(), z.string()).optional(),
+  store: z.boolean().optional(),
 });
 export type ResponsesRequest = z.infer<typeof responsesRequest>;
 

@@ -1,5 +1,6 @@
 /** Responses, Messages and Ollama: the parts that a plain answer does not show. */
 import { describe, expect, test } from "vitest";
+import { ItemMemory, type KeptItem } from "../../server/openai/item-memory.ts";
 import { events, testApp } from "./serving.ts";
 
 const thinking = { chatTemplate: "tools <think></think>", script: () => "<think>hm</think>\n\nYes." };
@@ -48,7 +49,6 @@ describe("/v1/responses", () => {
     const { post } = testApp();
     for (const [param, value] of Object.entries({
       previous_response_id: "resp_1",
-      store: true,
       background: true,
       conversation: "c",
     })) {
@@ -157,5 +157,51 @@ describe("/api", () => {
       expect([path, response.status]).toEqual([path, 400]);
       expect(typeof (await response.json()).error).toBe("string");
     }
+  });
+});
+
+describe("items of earlier responses", () => {
+  const ask = async (app: ReturnType<typeof testApp>, body: object) => {
+    const response = await app.post("/v1/responses", body);
+    return { status: response.status, body: await response.json() };
+  };
+
+  test("are found by item_reference, unless the answer was not to be stored", async () => {
+    const app = testApp();
+    const { body: first } = await ask(app, { input: "Hello" });
+    const [item] = first.output;
+    const input = [
+      { role: "user", content: "Hello" },
+      { type: "item_reference", id: item.id },
+      { role: "user", content: "Again" },
+    ];
+    const sent = await ask(app, { input: [input[0], item, input[2]] });
+    const referred = await ask(app, { input });
+    expect(referred.status).toBe(200);
+    expect(referred.body.usage.input_tokens).toBe(sent.body.usage.input_tokens);
+
+    const { body: forgotten } = await ask(app, { input: "Hello", store: false });
+    const { status, body } = await ask(app, { input: [{ type: "item_reference", id: forgotten.output[0].id }] });
+    expect([status, body.error.param]).toEqual([404, "input[0].id"]);
+    expect(body.error.message).toContain(`Item with id '${forgotten.output[0].id}' not found`);
+  });
+
+  test("the oldest make room", () => {
+    const memory = new ItemMemory();
+    const text = "x".repeat(5_000_000);
+    for (const id of ["a", "b", "c", "d"]) memory.keep([{ id, type: "message", text } as KeptItem]);
+    const found = (id: string) => memory.resolve([{ type: "item_reference", id }]);
+    expect(() => found("a")).toThrow(/not found/);
+    expect(found("d")).toEqual([{ id: "d", type: "message", text }]);
+  });
+});
+
+test("a thread that Anthropic's tool runner asks for is refused in the words that it understands", async () => {
+  const request = { model: "scripted", max_tokens: 5, messages: [{ role: "user", content: "Hi" }] };
+  const response = await testApp().post("/v1/messages", { ...request, thread: { type: "create" } });
+  expect(response.status).toBe(400);
+  expect((await response.json()).error.details).toEqual({
+    error_code: "thread_unsupported_request",
+    unsupported: ["thread"],
   });
 });
