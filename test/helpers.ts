@@ -1,5 +1,5 @@
 /** Where the material lies that is too large for this repository; tests that need it skip aloud without it. */
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -26,4 +26,16 @@ export function isMissing(path: string): boolean {
   if (existsSync(path)) return false;
   console.warn(`skipped: ${path} is not there (set NIBBLE_SHARED and NIBBLE_MODELS, see README)`);
   return true;
+}
+
+/** Golden models by name, the repository's own and (with NIBBLE_SHARED) the shared ones: the folder of each. */
+export function goldenModels(): ReadonlyMap<string, string> {
+  const roots = [repoPath("test", "golden", "models"), sharedPath("golden", "models")].filter(
+    (root) => !isMissing(root),
+  );
+  return new Map(
+    roots
+      .flatMap((root) => readdirSync(root).map((name) => [name, join(root, name)] as const))
+      .filter(([, folder]) => existsSync(join(folder, "golden.json"))),
+  );
 }

@@ -1,23 +1,16 @@
 /** Scaling groups: factors folded into any of them leave the function as it is. */
-import { existsSync, readdirSync } from "node:fs";
-import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Model } from "../../src/arch/index.ts";
 import { type Fold, foldScales } from "../../src/arch/scaling.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
-import { isMissing, repoPath, sharedPath } from "../helpers.ts";
+import { goldenModels } from "../helpers.ts";
 import { Decoder, floats, maxDifference, openModel, readGolden } from "./golden-model.ts";
 import { normals } from "./random-checkpoint.ts";
 
 /** Logits have a deviation of 1 to 3; float32 sums in another order stay well below this. */
 const TOLERANCE = 1e-4;
 
-const roots = [repoPath("test", "golden", "models"), sharedPath("golden", "models")].filter((root) => !isMissing(root));
-const folders = new Map(
-  roots
-    .flatMap((root) => readdirSync(root).map((name) => [name, join(root, name)] as const))
-    .filter(([, folder]) => existsSync(join(folder, "golden.json"))),
-);
+const folders = goldenModels();
 
 /** Random factors for every group of every layer: of deviation 0.5 in their logarithm, so 1/3 to 3. */
 function randomFolds({ arch, config, checkpoint }: Model): Fold[] {

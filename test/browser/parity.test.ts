@@ -3,7 +3,7 @@
  * provider, within a tolerance of its own. Cases are cut out of the golden models' graphs, so a new operator has one at
  * once, and fails until it is named in parity/operators.ts.
  */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -22,7 +22,7 @@ import { nodeFolder } from "../../src/node/files.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../../src/onnx/proto.ts";
 import { openModel, readGolden, withConfig } from "../arch/golden-model.ts";
-import { isMissing, repoPath, sharedPath } from "../helpers.ts";
+import { goldenModels, isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
 import { type Host, startHost } from "./host.ts";
 import { collectCases, type OperatorCase, runCase } from "./parity/cases.ts";
@@ -36,14 +36,9 @@ const STORY = [1, 403, 407, 261, 378, 432, 383, 286];
 /** SwiftShader compiles every shader on the CPU. */
 const LIMIT_MS = 300_000;
 
-const roots = [repoPath("test", "golden", "models"), sharedPath("golden", "models")].filter((root) => !isMissing(root));
-const folders = new Map(
-  roots
-    .flatMap((root) => readdirSync(root).map((name) => [name, join(root, name)] as const))
-    .filter(([, folder]) => existsSync(join(folder, "golden.json"))),
-);
+const folders = goldenModels();
 /** All families are there, so every line of the table has to be met. */
-const complete = roots.length === 2;
+const complete = !isMissing(sharedPath("golden", "models"));
 
 /** The golden models, and the one that ships: as it is, and with the one activation that no golden model has. */
 async function* models(): AsyncGenerator<{ model: Model; ids: readonly number[] }> {

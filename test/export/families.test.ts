@@ -1,6 +1,4 @@
 /** Every golden model at 4 bits: the exported graph on MatMulNBits gives the logits of its own dequantized weights. */
-import { existsSync, readdirSync } from "node:fs";
-import { join } from "node:path";
 import * as ort from "onnxruntime-node";
 import { afterAll, describe, expect, test } from "vitest";
 import { ortProducts } from "../../quant/products.ts";
@@ -10,17 +8,12 @@ import { decoderGraph } from "../../src/export/graphs.ts";
 import { fullKv } from "../../src/kv/full.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
 import { Decoder, floats, maxDifference, openModel, readGolden } from "../arch/golden-model.ts";
-import { isMissing, repoPath, sharedPath } from "../helpers.ts";
+import { goldenModels } from "../helpers.ts";
 
 /** accuracy_level 0 computes in float32: sums in another order are all that differs. */
 const TOLERANCE = 1e-3;
 
-const roots = [repoPath("test", "golden", "models"), sharedPath("golden", "models")].filter((root) => !isMissing(root));
-const folders = new Map(
-  roots
-    .flatMap((root) => readdirSync(root).map((name) => [name, join(root, name)] as const))
-    .filter(([, folder]) => existsSync(join(folder, "golden.json"))),
-);
+const folders = goldenModels();
 const products = ortProducts(ort);
 afterAll(() => products.dispose());
 

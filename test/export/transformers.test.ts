@@ -1,5 +1,4 @@
 /** Folders of every family that @huggingface/transformers has, loaded and run by it, config.json and caches included. */
-import { existsSync, readdirSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,20 +8,15 @@ import { floatWeights } from "../../src/arch/weights.ts";
 import { exportModel, writeManifest } from "../../src/export/export.ts";
 import { nodeSink } from "../../src/node/folder-sink.ts";
 import { maxDifference, openModel, readGolden } from "../arch/golden-model.ts";
-import { isMissing, repoPath, sharedPath } from "../helpers.ts";
+import { goldenModels } from "../helpers.ts";
 
 const TOLERANCE = 2e-4; // as in test/arch/golden.test.ts
 /** Families that transformers.js 4.3.1 does not have. */
 const UNKNOWN_THERE = ["mixtral", "olmoe"];
 
-const roots = [repoPath("test", "golden", "models"), sharedPath("golden", "models")].filter((root) => !isMissing(root));
-const folders = new Map(
-  roots
-    .flatMap((root) => readdirSync(root).map((name) => [name, join(root, name)] as const))
-    .filter(([name, folder]) => existsSync(join(folder, "golden.json")) && !UNKNOWN_THERE.includes(name)),
-);
+const folders = [...goldenModels()].filter(([name]) => !UNKNOWN_THERE.includes(name));
 
-describe.each([...folders])("%s in transformers.js", (name, folder) => {
+describe.each(folders)("%s in transformers.js", (name, folder) => {
   let home: string;
   const before = { path: env.localModelPath, remote: env.allowRemoteModels };
   beforeAll(async () => {

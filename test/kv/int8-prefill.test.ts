@@ -1,6 +1,4 @@
 /** Prompts over an int8 cache: the float way and the operator's own give the same logits and the same codes. */
-import { existsSync, readdirSync } from "node:fs";
-import { join } from "node:path";
 import * as ort from "onnxruntime-node";
 import { expect, test } from "vitest";
 import { floatWeights } from "../../src/arch/weights.ts";
@@ -13,7 +11,7 @@ import { toBytes } from "../../src/onnx/external-data.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../../src/onnx/proto.ts";
 import { DecoderSession } from "../../src/runtime/session.ts";
 import { openModel } from "../arch/golden-model.ts";
-import { isMissing, repoPath, sharedPath } from "../helpers.ts";
+import { goldenModels } from "../helpers.ts";
 import { random } from "../quant/random.ts";
 import { difference, storiesGraph, storiesModel, story } from "./stories.ts";
 
@@ -23,12 +21,7 @@ const CODES_THAT_DIFFER = 3e-3;
 /** A prompt in two long pieces, a short one, and single tokens. */
 const PIECES = [40, 33, 5, 1, 1];
 
-const roots = [repoPath("test", "golden", "models"), sharedPath("golden", "models")].filter((root) => !isMissing(root));
-const folders = new Map(
-  roots
-    .flatMap((root) => readdirSync(root).map((name) => [name, join(root, name)] as const))
-    .filter(([, folder]) => existsSync(join(folder, "golden.json"))),
-);
+const folders = goldenModels();
 
 /** `float` with int8 caches of one scale, coarse enough that some values pass its end; undefined where a family has none. */
 function coarse(float: ModelProto): ModelProto | undefined {

@@ -1,24 +1,17 @@
 /** Rotations leave the float function as it is, in every family that can be rotated. */
-import { existsSync, readdirSync } from "node:fs";
-import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { ROTATION, rotateModel } from "../../quant/rotate.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import { NibbleError } from "../../src/errors.ts";
 import { Decoder, floats, maxDifference, openModel, readGolden } from "../arch/golden-model.ts";
-import { isMissing, repoPath, sharedPath } from "../helpers.ts";
+import { goldenModels, repoPath } from "../helpers.ts";
 
 /** Logits have a deviation of 1 to 3; float32 sums in another order and basis stay well below this. */
 const TOLERANCE = 1e-4;
 /** model_type of the families whose blocks read the residual stream through RMSNorms and add linears to it. */
 const ROTATABLE = ["llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "granite", "lfm2"];
 
-const roots = [repoPath("test", "golden", "models"), sharedPath("golden", "models")].filter((root) => !isMissing(root));
-const folders = new Map(
-  roots
-    .flatMap((root) => readdirSync(root).map((name) => [name, join(root, name)] as const))
-    .filter(([, folder]) => existsSync(join(folder, "golden.json"))),
-);
+const folders = goldenModels();
 
 describe.each([...folders])("%s", (_, folder) => {
   test("keeps its logits in a rotated basis, or says why it has none", async () => {
