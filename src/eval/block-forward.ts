@@ -23,9 +23,6 @@ interface LoadedBlock {
 }
 
 export class BlockForward {
-  /** Blocks of one structure share a session: their weights are inputs. */
-  private readonly sessions = new Map<string, Promise<InferenceSession>>();
-
   constructor(
     private readonly ort: Ort,
     readonly model: Model,
@@ -33,6 +30,8 @@ export class BlockForward {
     /** Longest window, in tokens. */
     private readonly maxPositions: number,
     private readonly sessionOptions: InferenceSession.SessionOptions = {},
+    /** Blocks of one structure share a session: their weights are inputs. Several models may share them too. */
+    private readonly sessions = new Map<string, Promise<InferenceSession>>(),
   ) {}
 
   /** Token ids of each window -> its hidden states before the first block. */

@@ -41,6 +41,9 @@ const WINDOW_TOKENS = 256;
 const CLEAR_GAIN = 0.05;
 const CLEAR_ERRORS = 4;
 
+/** Many sessions take turns: those that wait must not spin on the cores of the one that runs. */
+const SESSION = { extra: { session: { force_spinning_stop: "1" } } };
+
 /** Rotary bases of published models. */
 const BASES = [10_000, 100_000, 500_000, 1_000_000];
 
@@ -128,10 +131,11 @@ export async function readingLosses(
   const maxPositions = Math.max(...windows.map((ids) => ids.length));
   const own = { model, weights: (weights: Weights) => weights };
   const weights = readOnce(floatWeights(model.checkpoint));
+  const sessions = new Map(); // most readings differ in their weights alone
   const forwards = [own, ...readings].map(
-    (reading) => new BlockForward(ort, reading.model, reading.weights(weights), maxPositions),
+    (reading) => new BlockForward(ort, reading.model, reading.weights(weights), maxPositions, SESSION, sessions),
   );
-  const comparer = new LogitComparer(ort);
+  const comparer = new LogitComparer(ort, SESSION);
   try {
     const embedded = await forwards[0].embed(windows);
     const hidden = forwards.map(() => [...embedded]);
