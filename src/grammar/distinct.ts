@@ -68,6 +68,11 @@ export class DistinctMachine implements Automaton {
     return place.kind === "like" ? run - 1 : run; // room to become another text
   }
 
+  plainOnly(state: number): boolean {
+    const { state: inner, place } = this.#states[state];
+    return place.kind !== "like" && this.#machine.plainOnly(inner);
+  }
+
   next(state: number, byte: number): number {
     const known = this.transitions[state * 256 + byte];
     return known === UNKNOWN ? this.step(state, byte) : known;

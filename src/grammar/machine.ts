@@ -23,6 +23,7 @@ export interface Automaton {
   readonly stateCount: number;
   accepts(state: number): boolean;
   plainRun(state: number): number;
+  plainOnly(state: number): boolean;
   next(state: number, byte: number): number;
   step(state: number, byteClass: number): number;
 }
@@ -91,6 +92,23 @@ export class Machine implements Automaton {
       most = Math.max(most, node.max - this.#frameAt[below] + 1); // the frame counts this character already
     }
     return most;
+  }
+
+  /** Plain characters may come here as those of such runs, and in no other way. */
+  plainOnly(state: number): boolean {
+    return this.#states[state].every((frame) => {
+      const node = this.#nodes[this.#frameNode[frame]];
+      if (node.kind !== "bytes") return false;
+      const plain = plainBytes(node.set);
+      if (plain === "none") return true; // a quote, the beginning of an escape
+      let below = this.#frameBelow[frame];
+      // where a longer character begins; in the middle of one no token of whole characters fits, in an escape some do
+      const longer = plain === "beyond ASCII" && this.#nodes[this.#frameNode[below]].kind === "seq";
+      if (!longer && !node.set[32]) return false;
+      if (longer) below = this.#frameBelow[below];
+      const over = this.#nodes[this.#frameNode[below]];
+      return below !== END && over.kind === "repeat" && over.plain === true;
+    });
   }
 
   /** Some array of the grammar has to have distinct items. */
@@ -266,6 +284,20 @@ export class Machine implements Automaton {
     }
     return state;
   }
+}
+
+type PlainBytes = "none" | "beyond ASCII" | "some";
+const plainSets = new WeakMap<Uint8Array, PlainBytes>();
+
+/** Which bytes of the set may be part of a JSON string as they are. */
+function plainBytes(set: Uint8Array): PlainBytes {
+  let known = plainSets.get(set);
+  if (known === undefined) {
+    const ascii = set.some((allowed, byte) => allowed === 1 && byte >= 32 && byte < 128 && byte !== 34 && byte !== 92);
+    known = ascii ? "some" : set.includes(1, 128) ? "beyond ASCII" : "none";
+    plainSets.set(set, known);
+  }
+  return known;
 }
 
 /** The closure recurses: an absurd grammar, (a?){10000}, ends with a refusal instead of the call stack. */

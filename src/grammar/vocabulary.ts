@@ -1,7 +1,7 @@
 /**
  * A tokenizer's vocabulary as tries over bytes, laid out in preorder, so that a mask is one pass over arrays. Tokens of
  * nothing but plain JSON string characters lie in tries of their own, by length: inside a string most masks take
- * these whole.
+ * these whole, and leave out those that are longer than what is left of it.
  */
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type Automaton, DEAD } from "./machine.ts";
@@ -36,7 +36,12 @@ export function vocabularyOf(tokenizer: Tokenizer): Vocabulary {
 function build(tokenizer: Tokenizer): Vocabulary {
   const words = Math.ceil(tokenizer.vocabSize / 32);
   const other: Entry[] = [];
-  const plain = BUCKETS.map((most) => ({ most, entries: [] as Entry[], mask: new Uint32Array(words) }));
+  const plain = BUCKETS.map((most, index) => ({
+    least: index === 0 ? 1 : BUCKETS[index - 1] + 1,
+    most,
+    entries: [] as Entry[],
+    mask: new Uint32Array(words),
+  }));
   for (let id = 0; id < tokenizer.vocabSize; id++) {
     if (tokenizer.isSpecial(id)) continue;
     const bytes = tokenizer.tokenBytes(id);
@@ -50,7 +55,7 @@ function build(tokenizer: Tokenizer): Vocabulary {
   const rest = new Trie(other);
   const buckets = plain
     .filter(({ entries }) => entries.length > 0)
-    .map(({ most, entries, mask }) => ({ most, mask, trie: new Trie(entries) }));
+    .map(({ least, most, entries, mask }) => ({ least, most, mask, trie: new Trie(entries) }));
   const spaced = [...plain.flatMap(({ entries }) => entries)].find(({ text }) => /^ [^ ]/.test(text));
   return {
     eosIds: tokenizer.eosIds,
@@ -60,9 +65,10 @@ function build(tokenizer: Tokenizer): Vocabulary {
     mask(machine, state) {
       const mask = new Uint32Array(words);
       const run = machine.plainRun(state);
+      const longest = machine.plainOnly(state) ? run : Number.POSITIVE_INFINITY;
       for (const bucket of buckets) {
-        if (bucket.most > run) bucket.trie.walk(machine, state, mask);
-        else for (let i = 0; i < words; i++) mask[i] |= bucket.mask[i];
+        if (bucket.most <= run) for (let i = 0; i < words; i++) mask[i] |= bucket.mask[i];
+        else if (bucket.least <= longest) bucket.trie.walk(machine, state, mask);
       }
       rest.walk(machine, state, mask);
       return mask;

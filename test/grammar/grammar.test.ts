@@ -177,18 +177,25 @@ describe.skipIf(isMissingTokenizer("llama2"))("masks of the 32k tokens of llama2
     expect(llama2.decode(ids)).toBe(text);
   });
 
-  test("inside counted and free strings are the tokens that can be read byte by byte, each tried alone", () => {
+  test.each([
+    [
+      {
+        type: "object",
+        properties: { a: { type: "string", minLength: 2, maxLength: 7 }, b: { type: "string" } },
+        required: ["a", "b"],
+      },
+      '{"a": "\\u00e9é語b", "b": "x\\n😀"}',
+    ],
+    [{ type: "string", maxLength: 6 }, '"\\u00e9ab\\\\c😀"'],
+    [{ anyOf: [{ type: "string", maxLength: 3 }, { enum: ["redwood forest", "red"] }] }, '"redwood forest"'],
+    [{ type: "string", pattern: "^[a-zé]{2,5}$" }, '"abcéf"'],
+    [{ type: "string", maxLength: 9, pattern: "^.{2}x" }, '"abx語é"'],
+  ])("inside strings are the tokens that can be read byte by byte, each tried alone: %j", (schema, document) => {
     const llama2 = goldenTokenizer("llama2");
     const vocabulary = vocabularyOf(llama2);
-    const schema = {
-      type: "object",
-      properties: { a: { type: "string", minLength: 2, maxLength: 7 }, b: { type: "string" } },
-      required: ["a", "b"],
-    };
     const machine = new Machine(grammarNode({ kind: "json_schema", schema }));
     let state = machine.start;
-    const text = new TextEncoder().encode('{"a": "\\u00e9é語b", "b": "x\\n😀"}');
-    for (const byte of text) {
+    for (const byte of new TextEncoder().encode(document)) {
       const mask = vocabulary.mask(machine, state);
       for (let id = 0; id < llama2.vocabSize; id++) {
         let end = llama2.isSpecial(id) ? 0 : state;
