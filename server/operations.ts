@@ -30,15 +30,15 @@ export interface Operation {
   readonly fields?: Endpoint;
   /** A JSON answer with status 200. */
   readonly answer?: z.ZodType;
-  /** The content type of an answer that is no JSON, or of a streamed one. */
-  readonly alsoAs?: string;
+  /** Content types of an answer that is no JSON, or of a streamed one. */
+  readonly alsoAs?: readonly string[];
   /** Every request is refused with 400. */
   readonly refused?: boolean;
 }
 
 const EVENTS = "text/event-stream";
 const JSON_LINES = "application/x-ndjson";
-const get = (path: string, summary: string, answer?: z.ZodType, alsoAs?: string): Operation => ({
+const get = (path: string, summary: string, answer?: z.ZodType, alsoAs?: readonly string[]): Operation => ({
   method: "get",
   path,
   summary,
@@ -62,22 +62,22 @@ const refused = (method: "post" | "delete", path: string): Operation => ({
 export const operations: readonly Operation[] = [
   post("/v1/chat/completions", "Answer a conversation", chatRequest, openai.chatCompletionResponse, {
     fields: "/v1/chat/completions",
-    alsoAs: EVENTS,
+    alsoAs: [EVENTS],
   }),
   post("/v1/completions", "Continue text", completionRequest, openai.completionResponse, {
     fields: "/v1/completions",
-    alsoAs: EVENTS,
+    alsoAs: [EVENTS],
   }),
   post("/v1/responses", "Answer input items", responsesRequest, openai.responseResponse, {
     fields: "/v1/responses",
-    alsoAs: EVENTS,
+    alsoAs: [EVENTS],
   }),
   post("/v1/embeddings", "Vectors of texts", embeddingRequest, openai.embeddingResponse, { fields: "/v1/embeddings" }),
   get("/v1/models", "The models of this server", openai.modelListResponse),
   get("/v1/models/{id}", "One model", openai.modelResponse),
   post("/v1/messages", "Answer, in Anthropic's shape", messagesRequest, openai.messageResponse, {
     fields: "/v1/messages",
-    alsoAs: EVENTS,
+    alsoAs: [EVENTS],
   }),
   post(
     "/v1/messages/count_tokens",
@@ -86,7 +86,7 @@ export const operations: readonly Operation[] = [
     openai.countTokensResponse,
     { fields: "/v1/messages" },
   ),
-  post("/infill", "Code between a prefix and a suffix", infillRequest, infillAnswer, { alsoAs: EVENTS }),
+  post("/infill", "Code between a prefix and a suffix", infillRequest, infillAnswer, { alsoAs: [EVENTS] }),
   post("/tokenize", "Text to token ids", tokenizeRequest, tokenizeAnswer),
   post("/detokenize", "Token ids to text", detokenizeRequest, detokenizeAnswer),
   post("/apply-template", "The prompt of a conversation", chatRequest, templateAnswer, {
@@ -96,14 +96,14 @@ export const operations: readonly Operation[] = [
   get("/v1/health", "503 while the first model loads", healthAnswer),
   get("/props", "What is loaded, and how", propsAnswer),
   get("/slots", "Places of loaded models", slotsAnswer),
-  get("/metrics", "Prometheus metrics", undefined, "text/plain"),
+  get("/metrics", "Prometheus metrics", undefined, ["text/plain"]),
   get("/openapi.json", "This document", z.looseObject({ openapi: z.string() })),
-  get("/", "The chat page, or a line of text where there is none", undefined, "text/html"),
+  get("/", "The chat page, or a line of text where there is none", undefined, ["text/html", "text/plain"]),
   post("/api/chat", "Answer a conversation, in Ollama's shape", ollamaChat, ollama.ollamaChatAnswer, {
-    alsoAs: JSON_LINES,
+    alsoAs: [JSON_LINES],
   }),
   post("/api/generate", "Answer a prompt, in Ollama's shape", ollamaGenerate, ollama.ollamaGenerateAnswer, {
-    alsoAs: JSON_LINES,
+    alsoAs: [JSON_LINES],
   }),
   post("/api/embed", "Vectors of texts, in Ollama's shape", ollamaEmbed, ollama.ollamaEmbedAnswer),
   post("/api/embeddings", "The vector of one text", ollamaEmbeddings, ollama.ollamaEmbeddingsAnswer),
