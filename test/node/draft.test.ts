@@ -7,6 +7,7 @@ import { loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
 import { quantize } from "../../src/node/quantize.ts";
 import type { Engine, GenerateOptions, Piece } from "../../src/runtime/engine.ts";
+import { expectAlike, greedyOf } from "../close-call.ts";
 import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath } from "../helpers.ts";
@@ -44,9 +45,14 @@ test.each(["portable", "capi"] as const)(
       [[1, 403], { temperature: 0.9, seed: 3, ignoreEos: true, maxTokens: 100 }],
     ];
     for (const [prompt, options] of requests) {
-      expect(await tokensOf(drafted.generate(prompt, options))).toEqual(
-        await tokensOf(engine.generate(prompt, options)),
-      );
+      const asked = { ...options, topLogprobs: 2 };
+      const [guessed, alone] = [
+        await greedyOf(drafted.generate(prompt, asked)),
+        await greedyOf(engine.generate(prompt, asked)),
+      ];
+      // what is drawn with a seed changes where the numbers move across a draw, however close the likeliest two are
+      if (options.temperature === 0) expectAlike(alone, guessed.ids);
+      else expect(guessed.ids).toEqual(alone.ids);
     }
     expect((await tokensOf(drafted.generate([1], { temperature: 1, maxTokens: 50, ignoreEos: true }))).length).toBe(50);
     expect(drafted.info.memory.weightBytes).toBeGreaterThan(engine.info.memory.weightBytes);

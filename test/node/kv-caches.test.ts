@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type LoadEngineOptions, loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
+import { CLOSE_CALL, expectAlike, greedyOf } from "../close-call.ts";
 import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 import { story } from "../kv/stories.ts";
@@ -26,18 +27,23 @@ afterAll(() => rm(parent, { recursive: true, force: true }));
 /** Greedy tokens of prompts that are submitted at once, and what the engine said of itself. */
 async function generate(options: LoadEngineOptions, prompts: readonly (readonly number[])[], maxTokens: number) {
   const engine = await loadEngine(folder, { threads: 1, ...options });
-  const texts = await Promise.all(
-    prompts.map(async (prompt) => {
-      const tokens: number[] = [];
-      for await (const piece of engine.generate(prompt, { temperature: 0, maxTokens })) {
-        tokens.push(...piece.tokens);
-      }
-      return tokens;
-    }),
-  );
+  const greedy = { temperature: 0, maxTokens, topLogprobs: 2 };
+  const answers = await Promise.all(prompts.map((prompt) => greedyOf(engine.generate(prompt, greedy))));
   const { info } = engine;
   await engine.dispose();
-  return { texts, info };
+  return { answers, info };
+}
+
+type Said = Awaited<ReturnType<typeof generate>>;
+
+/** The same answers up to close calls, and at least half of all tokens are. */
+function expectSame(ours: Said, reference: Said, what: string): void {
+  let [alike, all] = [0, 0];
+  for (const [i, answer] of reference.answers.entries()) {
+    alike += expectAlike(answer, ours.answers[i].ids, CLOSE_CALL, what);
+    all += answer.ids.length;
+  }
+  expect(alike, what).toBeGreaterThan(all / 2);
 }
 
 describe("--kv int4", () => {
@@ -47,15 +53,15 @@ describe("--kv int4", () => {
     const capi = await generate({ kv: "int4", binding: "capi" }, prompts, 120);
     const plain = await generate({ kv: "int4", binding: "portable", speculate: false }, prompts, 120);
     expect(portable.info).toMatchObject({ kv: { format: "int4", policy: "full" }, maxBatch: 1 });
-    expect(capi.texts).toEqual(portable.texts);
-    expect(plain.texts).toEqual(portable.texts);
-    expect(portable.texts[1]).toHaveLength(120);
+    expectSame(capi, plain, "the C API");
+    expectSame(portable, plain, "with guesses");
+    expect(portable.answers[1].ids).toHaveLength(120);
   });
 
   test("says what the float cache says while everything is in full precision", async () => {
     const prompts = [story.slice(0, 5)];
     const [int4, float] = [await generate({ kv: "int4" }, prompts, 30), await generate({ kv: "fp32" }, prompts, 30)];
-    expect(int4.texts).toEqual(float.texts);
+    expectSame(int4, float, "int4");
   });
 
   test("refuses a batch by name", async () => {
@@ -70,10 +76,10 @@ describe.each(["h2o", "snapkv", "keydiff", "expected"])("--kv-policy %s", (kvPol
     const portable = await generate({ kvPolicy, kvBudget: 80, binding: "portable" }, prompts, 100);
     const capi = await generate({ kvPolicy, kvBudget: 80, binding: "capi" }, prompts, 100);
     expect(portable.info).toMatchObject({ kv: { format: "int8", policy: kvPolicy }, maxBatch: 8 });
-    expect(capi.texts).toEqual(portable.texts);
+    expectSame(capi, portable, "the C API");
     const [all, full] = [await generate({ kvPolicy, kvBudget: 400 }, prompts, 100), await generate({}, prompts, 100)];
-    expect(all.texts).toEqual(full.texts);
-    expect(portable.texts[1]).not.toEqual(full.texts[1]); // what was dropped is missed
+    expectSame(all, full, "nothing to drop");
+    expect(portable.answers[1].ids).not.toEqual(full.answers[1].ids); // what was dropped is missed
   });
 });
 
