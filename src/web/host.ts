@@ -1,5 +1,6 @@
 /** The worker's side: it holds one model, answers the page's requests, and lends its engine to other ports. */
 import { NibbleError } from "../errors.ts";
+import { decodeModel } from "../onnx/proto.ts";
 import type { Engine, Piece } from "../runtime/engine.ts";
 import { graphWithCache } from "./cache-choice.ts";
 import { type BuildChoice, chooseBuild, probeDevice } from "./device.ts";
@@ -9,7 +10,7 @@ import { loadOrt } from "./ort.ts";
 import type { EngineMethods, GenerateRequest, LoadEvent, LoadedModel, LoadRequest, WorkerMethods } from "./protocol.ts";
 import { openRemote, type RemoteFile, type RemoteModel } from "./remote.ts";
 import { type Context, type Handlers, type Port, serve } from "./rpc.ts";
-import { checkFit, kvBytesOf, selectFiles } from "./select.ts";
+import { checkFit, kvBytesOf, type Selection, selectFiles } from "./select.ts";
 import { ModelStore, type StoredModel } from "./store.ts";
 import { speedOf, threadsThatPay } from "./thread-choice.ts";
 
@@ -172,8 +173,23 @@ async function fetched(
   const downloadBytes = Math.max(0, sizeBytes - (before?.storedBytes ?? 0));
   const kvBytes = kvBytesOf(await configOf(remote, signal), context ?? DEFAULT_CONTEXT);
   const twin = choice.device === "wasm" && !asStored && /_q\d/.test(selection.graph) && !before?.madeBytes;
-  checkFit({ downloadBytes, weightBytes, kvBytes, twin }, choice, report);
+  const tensorBytes = choice.device === "webgpu" ? await largestTensor(remote, selection, signal) : 0;
+  checkFit({ downloadBytes, weightBytes, kvBytes, tensorBytes, twin }, choice, report);
   return store.download(remote, files, { signal, onProgress: (progress) => emit({ stage: "download", progress }) });
+}
+
+/** A graph with its weights beside it is smaller than this; one that holds them tells nothing before it is here. */
+const GRAPH_BYTES = 16 * 2 ** 20;
+
+/** Bytes of the largest tensor beside a graph. */
+async function largestTensor(remote: RemoteModel, { graph, files }: Selection, signal: AbortSignal): Promise<number> {
+  if (files.find(({ path }) => path === graph)!.sizeBytes > GRAPH_BYTES) return 0;
+  const { body } = await remote.open(graph, 0, signal);
+  const { initializer } = decodeModel(new Uint8Array(await new Response(body).arrayBuffer())).graph;
+  const sizes = initializer.flatMap(({ externalData = [] }) =>
+    externalData.filter(({ key }) => key === "length").map(({ value }) => Number(value)),
+  );
+  return Math.max(0, ...sizes);
 }
 
 /** A model's config.json, or {} where there is none: the opening says so. */

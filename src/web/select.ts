@@ -70,6 +70,8 @@ export interface Need {
   /** Of the graph and its data, as they are stored. */
   readonly weightBytes: number;
   readonly kvBytes: number;
+  /** Its largest tensor, which a GPU holds in one buffer; 0 where that is not known before the download. */
+  readonly tensorBytes: number;
   /** It runs as an integer twin, made after the download and kept beside it. */
   readonly twin: boolean;
 }
@@ -101,6 +103,9 @@ export function checkFit(need: Need, choice: BuildChoice, report: DeviceReport):
   const memory = (twinBytes || need.weightBytes) + need.kvBytes + RUNTIME_BYTES;
   if (choice.device === "wasm" && memory > WASM_ADDRESS_BYTES) {
     refuse("WASM memory", memory, WASM_ADDRESS_BYTES, "Take a smaller model or context, or a browser with WebGPU.");
+  }
+  if (choice.device === "webgpu" && report.gpu && need.tensorBytes > report.gpu.maxTensorBytes) {
+    refuse("one buffer of the GPU", need.tensorBytes, report.gpu.maxTensorBytes, "Take a smaller model, or WASM.");
   }
   // navigator.deviceMemory is capped (8 GiB in most browsers): at the cap the machine may have more.
   const cap = 8 * 2 ** 30;

@@ -1,5 +1,6 @@
 /** Weights on their way into the browser: written as they come, resumed, verified, refused. */
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
+import { readdir } from "node:fs/promises";
 import type { ServerResponse } from "node:http";
 import { join } from "node:path";
 import type { Page } from "playwright-core";
@@ -104,6 +105,51 @@ describe.skipIf(noChromium())("a model on its way into the browser", { timeout: 
       await tab.evaluate(() => nibble.deleteModel("model", { startWorker: nibble.startWorker }));
       expect(await storedFile(tab, DATA)).toBeUndefined();
       expect(await tab.evaluate(() => nibble.listModels({ startWorker: nibble.startWorker }))).toEqual([]);
+    }));
+
+  test("a hub id is looked up there, and fetched by its revision's addresses", () =>
+    inBrowser(async (tab) => {
+      const paths = (await readdir(model, { recursive: true })).filter((path) => statSync(join(model, path)).isFile());
+      const tree = paths.map((path) => ({ type: "file", path, size: statSync(join(model, path)).size }));
+      host.intercept = (path, request, response) => {
+        if (path === "/api/models/org/stories/tree/v1") {
+          response.setHeader("Content-Type", "application/json");
+          response.end(JSON.stringify([...tree, { type: "directory", path: "onnx", size: 0 }]));
+          return true;
+        }
+        const file = /^\/org\/stories\/resolve\/v1\/(.+)$/.exec(path)?.[1];
+        if (file) sendFile(request, response, join(model, file));
+        return file !== undefined;
+      };
+      const said = await tab.evaluate(async () => {
+        const options = { startWorker: nibble.startWorker, device: "wasm", ortUrl: "/ort/" } as const;
+        const source = { kind: "hub", id: "org/stories", revision: "v1", endpoint: location.origin } as const;
+        const engine = await nibble.createEngine(source, options);
+        const { id, verified } = engine.model.stored;
+        engine.dispose();
+        return { id, verified };
+      });
+      expect(said).toEqual({ id: "org/stories@v1", verified: true });
+    }));
+
+  test("a folder as transformers.js has it, without nibble.json, opens by the names that it uses", () =>
+    inBrowser(async (tab) => {
+      host.intercept = (path, _request, response) => {
+        if (!path.endsWith("nibble.json")) return false;
+        response.writeHead(404).end();
+        return true;
+      };
+      const said = await tab.evaluate(async () => {
+        const options = { startWorker: nibble.startWorker, device: "wasm", ortUrl: "/ort/" } as const;
+        const engine = await nibble.createEngine("/model/", options);
+        const ids: number[] = [];
+        const greedy = { temperature: 0, maxTokens: 4 };
+        for await (const piece of engine.generate({ kind: "ids", ids: [1] }, greedy)) ids.push(...piece.tokens);
+        const { verified, complete } = engine.model.stored;
+        engine.dispose();
+        return { ids, verified, complete };
+      });
+      expect(said).toEqual({ ids: [403, 407, 261, 378], verified: false, complete: true });
     }));
 
   test("a download that a closed tab cut off goes on with Range and ends in the same bytes", () =>

@@ -27,7 +27,7 @@ export interface Host {
   readonly url: string;
   /** Every request so far, "GET /path bytes=5-". */
   readonly log: string[];
-  /** Called before a file is sent; true when it answered by itself. */
+  /** Called before a file is sent or found missing; true when it answered by itself. */
   intercept: ((path: string, request: IncomingMessage, response: ServerResponse, file: string) => boolean) | undefined;
   /** While true nothing is answered: the host is gone. */
   down: boolean;
@@ -48,11 +48,11 @@ export async function startHost({ folders, isolated = false }: HostOptions): Pro
     // A prefix may name a file itself.
     let file = prefix && join(folders[prefix], path === prefix ? "" : normalize(path.slice(prefix.length)));
     if (file && existsSync(file) && statSync(file).isDirectory()) file = join(file, "index.html");
+    if (host.intercept?.(path, request, response, file ?? "")) return;
     if (!file || !existsSync(file)) {
       response.writeHead(404).end();
       return;
     }
-    if (host.intercept?.(path, request, response, file)) return;
     sendFile(request, response, file);
   });
   await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));

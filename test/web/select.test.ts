@@ -58,7 +58,7 @@ describe("the files a device fetches", () => {
 });
 
 describe("a model that cannot fit", () => {
-  const need = { downloadBytes: 500, weightBytes: 500, kvBytes: 0, twin: false };
+  const need = { downloadBytes: 500, weightBytes: 500, kvBytes: 0, tensorBytes: 0, twin: false };
   test("in storage is refused with both numbers", () => {
     expect(() => checkFit(need, wasm, report)).not.toThrow();
     expect(() => checkFit({ ...need, downloadBytes: 601 }, wasm, report)).toThrow(/needs 601 bytes.*there are 600/);
@@ -83,6 +83,13 @@ describe("a model that cannot fit", () => {
     expect(kvBytesOf({ ...smollm, max_position_embeddings: 512 }, 4096)).toBe(512 * 30 * 2 * 3 * 64 * 4);
     expect(kvBytesOf({ n_layer: 2, n_head: 4, n_embd: 64, n_positions: 128 }, 100)).toBe(100 * 2 * 2 * 64 * 4);
     expect(kvBytesOf({}, 4096)).toBe(0);
+  });
+  test("is refused for a tensor larger than a buffer of the GPU, and runs on WASM", () => {
+    const wide = { ...need, tensorBytes: 2 ** 30 + 1 };
+    expect(() => checkFit(wide, webgpu, report)).toThrow(
+      /needs 1,073,741,825 bytes of one buffer of the GPU; there are 1,073,741,824/,
+    );
+    expect(() => checkFit(wide, wasm, report)).not.toThrow();
   });
   test("in the machine's memory is refused", () => {
     expect(() => checkFit({ ...need, weightBytes: 3 * 2 ** 30 }, webgpu, report)).toThrow(/bytes of memory/);
