@@ -16,6 +16,8 @@ import { type Model, resolveModel } from "../../src/arch/index.ts";
 import { floatWeights, type Weights } from "../../src/arch/weights.ts";
 import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { decoderGraph } from "../../src/export/graphs.ts";
+import { EVICTION_POLICIES } from "../../src/kv/eviction.ts";
+import { withEviction } from "../../src/kv/eviction-graph.ts";
 import { fullKv } from "../../src/kv/full.ts";
 import { withInt8Cache } from "../../src/kv/int8.ts";
 import { nodeFolder } from "../../src/node/files.ts";
@@ -25,7 +27,8 @@ import { openModel, readGolden, withConfig } from "../arch/golden-model.ts";
 import { goldenModels, isMissing, repoPath, sharedPath } from "../helpers.ts";
 import { noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
 import { type Host, startHost } from "./host.ts";
-import { collectCases, type OperatorCase, runCase } from "./parity/cases.ts";
+import { tieredGraphs } from "./parity/caches.ts";
+import { collectCases, collectFrom, type OperatorCase, runCase } from "./parity/cases.ts";
 import { type CaseJson, type CaseOutcome, drive } from "./parity/drive.ts";
 import { NOT_EXPORTED, PARITY } from "./parity/operators.ts";
 import { branchesOf, integerTwin } from "./parity/twin.ts";
@@ -82,7 +85,9 @@ async function* graphsOf(model: Model, products: ReturnType<typeof ortProducts>)
     const { anyTokens, oneToken } = branchesOf(await integerTwin(proto));
     yield { bytes: encodeModel(anyTokens) };
     if (oneToken) yield { bytes: encodeModel(oneToken), oneToken: true };
-    if (model.config.modelType === "llama") yield { bytes: encodeModel(int8Cache(proto)) };
+    if (model.config.modelType !== "llama") continue;
+    yield { bytes: encodeModel(int8Cache(proto)) };
+    for (const policy of EVICTION_POLICIES) yield { bytes: encodeModel(withEviction(proto, policy)) };
   }
 }
 
@@ -142,6 +147,7 @@ describe("every operator of an exported graph", { timeout: LIMIT_MS + 60_000 }, 
       await model.checkpoint.dispose();
     }
     await products.dispose();
+    for await (const { model, runs } of tieredGraphs()) await collectFrom(model, runs, cases);
     expected = new Map(await Promise.all(Array.from(cases, async ([key, one]) => [key, await runCase(one)] as const)));
     folder = await mkdtemp(join(tmpdir(), "nibble-parity-"));
     const json = Array.from(cases.values(), ({ model, feeds, outputs }): CaseJson => {

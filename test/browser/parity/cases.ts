@@ -68,6 +68,7 @@ const bytesOf = (tensor: ort.Tensor): Uint8Array => {
 };
 
 type Values = ReadonlyMap<string, ort.Tensor>;
+export type Feeds = Readonly<Record<string, ort.Tensor>>;
 
 /** A run that gives out every value between the nodes too. */
 async function everyValue(model: ModelProto, feedsOf: (input: ort.InferenceSession.ValueMetadata) => ort.Tensor) {
@@ -90,6 +91,12 @@ function feeder(ids: readonly number[], past: Values | undefined) {
   return (input: ort.InferenceSession.ValueMetadata): ort.Tensor => {
     const { name } = input;
     if (name === "input_ids") return int64(ids, [1, ids.length]);
+    if (name === "position_ids") {
+      return int64(
+        ids.map((_, i) => before + i),
+        [1, ids.length],
+      );
+    }
     if (name === "attention_mask") return int64(Array(before + ids.length).fill(1), [1, before + ids.length]);
     if (name === "num_logits_to_keep") return int64([1], []);
     const kept = past?.get(name.replace("past_key_values", "present").replace("past_conv", "present_conv"));
@@ -158,16 +165,31 @@ export async function collectCases(
   let past: Values | undefined;
   for (const tokens of [ids.slice(0, -1), ids.slice(-1)]) {
     const values = await everyValue(model, feeder(tokens, past));
-    const constants = constantsOf(model, values);
-    const typeOf = (name: string) => {
-      const constant = constants.get(name);
-      return constant ? `${TYPES[constant.dataType!]}!` : values.get(name)!.type;
-    };
-    for (const node of model.graph.node) {
-      const key = `${keyOf(node, typeOf)} ${past ? "step" : "prompt"}`;
-      if (!found.has(key)) found.set(key, { key, ...operatorCase(model, node, constants, values) });
-    }
+    addCases(model, values, past ? "step" : "prompt", found);
     past = values;
+  }
+}
+
+/** The same from the feeds of a prompt and of a step, for graphs that take more than tokens and a past. */
+export async function collectFrom(
+  model: ModelProto,
+  [prompt, step]: readonly Feeds[],
+  found: Map<string, OperatorCase>,
+): Promise<void> {
+  for (const [when, feeds] of Object.entries({ prompt, step })) {
+    addCases(model, await everyValue(model, ({ name }) => feeds[name]), when, found);
+  }
+}
+
+function addCases(model: ModelProto, values: Values, when: string, found: Map<string, OperatorCase>): void {
+  const constants = constantsOf(model, values);
+  const typeOf = (name: string) => {
+    const constant = constants.get(name);
+    return constant ? `${TYPES[constant.dataType!]}!` : values.get(name)!.type;
+  };
+  for (const node of model.graph.node) {
+    const key = `${keyOf(node, typeOf)} ${when}`;
+    if (!found.has(key)) found.set(key, { key, ...operatorCase(model, node, constants, values) });
   }
 }
 
