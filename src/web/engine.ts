@@ -5,6 +5,7 @@ import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { dataFiles, unpackedModel } from "../export/open-graph.ts";
 import { type FolderSource, readAll, readText } from "../files.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
+import { withNewRows } from "../kv/new-rows.ts";
 import { policyOf } from "../kv/policies.ts";
 import { type WindowPolicy, windowTokens } from "../kv/window.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
@@ -97,12 +98,15 @@ export async function openWebEngine(
     ? (await import("../arch/capabilities.ts")).capabilitiesOf(config, contextLength)
     : {};
   const kept = eviction || format.startsWith("int4") ? await import("./kept-session.ts") : undefined;
-  const file = eviction && kept ? asFile(kept.forgetting(stored.model, eviction)) : stored;
+  // what other caches need of a graph they say themselves; a WebGPU session writes into the buffers that it reads
+  const rows = kept || choice.device === "webgpu" ? undefined : withNewRows(stored.model);
+  const changed = eviction && kept ? kept.forgetting(stored.model, eviction) : rows;
+  const file = changed ? asFile(changed) : stored;
   const opened = await openSession(ort, made.folder, made.graph, file, choice, options.growing);
   const gpu = opened.device && { device: opened.device, maxRows: contextLength, inPlace: opened.inPlace };
   const session = kept
     ? kept.openKept(ort, opened.session, file.model, made.graph, contextLength, eviction)
-    : new WebSession(ort, opened.session, recomputeAbove, gpu);
+    : new WebSession(ort, opened.session, recomputeAbove, gpu, rows !== undefined);
   const info: EngineInfo = {
     id,
     modelType: String(config.model_type ?? ""),

@@ -90,7 +90,8 @@ export class GpuCache {
   }
 
   /** `count` rows of a cache from row `start`, head by head. */
-  async takeRows({ past, heads, headDim, type }: GpuSlot, start: number, count: number): Promise<Uint8Array> {
+  async takeRows(slot: number, start: number, count: number): Promise<Uint8Array> {
+    const { past, heads, headDim, type } = this.slots[slot];
     const row = headDim * BYTES[type];
     const size = heads * count * row;
     const staging = this.device.createBuffer({ size, usage: READ_BACK });
@@ -107,7 +108,8 @@ export class GpuCache {
   }
 
   /** Puts what `takeRows` gave at row `start`; there is room for it. */
-  putRows({ past, heads, headDim, type }: GpuSlot, start: number, bytes: Uint8Array): void {
+  putRows(slot: number, start: number, bytes: Uint8Array): void {
+    const { past, heads, headDim, type } = this.slots[slot];
     const row = headDim * BYTES[type];
     const size = bytes.byteLength / heads;
     for (let head = 0; head < heads; head++) {

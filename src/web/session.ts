@@ -1,16 +1,17 @@
 /**
  * One sequence in onnxruntime-web: tokens in, logits out, keys and values carried from run to run.
  *
- * On WASM the runtime gives every run's caches back as new JavaScript arrays; on WebGPU they are buffers of a fixed length,
- * written in place (gpu-cache.ts), or new buffers every time where the graph does not allow that. A prompt that shares only
- * its beginning with the last one keeps those rows, but of the last kind.
+ * Caches are buffers with room for more: on WASM in JavaScript's memory, where a run's new rows are appended
+ * (row-cache.ts), on WebGPU written in place (gpu-cache.ts). Where the graph does not allow that they are what the last run
+ * gave. A prompt that shares only its beginning with the last one keeps those rows, but of the last kind on WebGPU.
  */
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { joinRows, type RowShape, takeRows } from "./cache-rows.ts";
-import { GpuCache, type GpuSlot } from "./gpu-cache.ts";
+import { GpuCache } from "./gpu-cache.ts";
 import type { PrefixRows } from "./prefix-store.ts";
+import { RowCache } from "./row-cache.ts";
 
 /** A cache input with its output: "past_key_values.0.key" and "present.0.key". */
 interface CacheSlot {
@@ -53,8 +54,31 @@ export interface PageCache {
   dispose(): Promise<void>;
 }
 
+/** Caches that are longer than the text, by the number of their slot. */
+interface RowBuffers {
+  readonly sizeBytes: number;
+  tensor(past: string): Tensor;
+  reserve(rows: number, kept: number): void;
+  takeRows(slot: number, start: number, count: number): Uint8Array | Promise<Uint8Array>;
+  putRows(slot: number, start: number, bytes: Uint8Array): void;
+  dispose(): void;
+}
+
 /** Tokens before the single ones that a session is warmed up with. */
 const WARM_PROMPT = 16;
+
+/** Where the caches of a run come from; none at first, where they are what a run gave. */
+interface Caches {
+  tensor(past: string): Tensor | undefined;
+}
+
+class GivenCaches implements Caches {
+  constructor(private readonly tensors: ReadonlyMap<string, Tensor>) {}
+
+  tensor(past: string): Tensor | undefined {
+    return this.tensors.get(past);
+  }
+}
 
 export class WebSession implements PageCache, PrefixRows {
   private readonly slots: readonly CacheSlot[];
@@ -63,8 +87,7 @@ export class WebSession implements PageCache, PrefixRows {
   /** What the caches hold. */
   private tokens: number[] = [];
   private readonly chunk: number = PREFILL_CHUNK;
-  private readonly inPlace: GpuCache | undefined;
-  private readonly gpuSlots: readonly GpuSlot[] = [];
+  private readonly buffers: RowBuffers | undefined;
 
   constructor(
     private readonly ort: Ort,
@@ -73,15 +96,18 @@ export class WebSession implements PageCache, PrefixRows {
     private readonly recomputeAbove = Number.POSITIVE_INFINITY,
     /** Runs on this device; caches in buffers that are written in place, at most so many rows long. */
     private readonly gpu?: { readonly device: GPUDevice; readonly maxRows: number; readonly inPlace: boolean },
+    /** The graph gives new rows only, as kv/new-rows.ts makes it. */
+    private readonly givesRows = false,
   ) {
     this.inputs = new Set(session.inputNames);
     this.slots = session.inputMetadata.flatMap((input) => (input.isTensor ? slotOf(input) : []));
     const outputs = new Set(session.outputNames);
     if (gpu && hasSmallSubgroups(gpu.device)) this.chunk = SMALL_SUBGROUPS_CHUNK;
     if (gpu?.inPlace) {
-      const slot = ({ past, type, empty }: CacheSlot) => ({ past, type, heads: empty[1], headDim: empty[3] });
-      this.gpuSlots = this.slots.map(slot);
-      this.inPlace = new GpuCache(gpu.device, ort.Tensor as never, this.gpuSlots, gpu.maxRows);
+      const slots = this.slots.map(({ past, type, empty }) => ({ past, type, heads: empty[1], headDim: empty[3] }));
+      this.buffers = new GpuCache(gpu.device, ort.Tensor as never, slots, gpu.maxRows);
+    } else if (givesRows) {
+      this.buffers = this.rowCache();
     }
     for (const { past, present } of this.slots) {
       if (!outputs.has(present) && outputs.has("logits")) {
@@ -91,6 +117,19 @@ export class WebSession implements PageCache, PrefixRows {
         );
       }
     }
+  }
+
+  private rowCache(): RowCache {
+    const { Tensor: T } = this.ort;
+    return new RowCache(
+      this.slots.map(({ past, present, type, empty: [, heads, , headDim] }) => ({
+        past,
+        present,
+        heads,
+        rowBytes: headDim * bytesPerElement[type],
+        tensor: ({ buffer }, rows) => new T(type, arrayOf(type, buffer as ArrayBuffer), [1, heads, rows, headDim]),
+      })),
+    );
   }
 
   /** Of keys and values, for one token. */
@@ -103,7 +142,7 @@ export class WebSession implements PageCache, PrefixRows {
 
   /** What the caches take now. */
   get kvBytes(): number {
-    return this.inPlace?.sizeBytes ?? this.kvBytesPerToken * this.tokens.length;
+    return this.buffers?.sizeBytes ?? this.kvBytesPerToken * this.tokens.length;
   }
 
   /** The number format of the cache: "fp32", "fp16", "int8". */
@@ -119,7 +158,7 @@ export class WebSession implements PageCache, PrefixRows {
     const most = Math.min(this.tokens.length, prompt.length - 1);
     while (shared < most && this.tokens[shared] === prompt[shared]) shared++;
     if (shared === this.tokens.length) return shared;
-    if (this.inPlace && shared > 0) {
+    if (this.buffers && shared > 0) {
       this.tokens.length = shared; // later rows are written over
       return shared;
     }
@@ -137,7 +176,7 @@ export class WebSession implements PageCache, PrefixRows {
   /** Undefined where a cache is more than rows of tokens, where its rows mean something else in a longer text, or out of reach. */
   get prefixRows(): PrefixRows | undefined {
     const rows = this.slots.length > 0 && this.slots.every(({ lengthAxis }) => lengthAxis >= 0);
-    return rows && this.recomputeAbove === Number.POSITIVE_INFINITY && (!this.gpu || this.inPlace) ? this : undefined;
+    return rows && this.recomputeAbove === Number.POSITIVE_INFINITY && (!this.gpu || this.buffers) ? this : undefined;
   }
 
   get held(): readonly number[] {
@@ -145,23 +184,23 @@ export class WebSession implements PageCache, PrefixRows {
   }
 
   async takeRows(start: number, count: number): Promise<Uint8Array[]> {
-    const { inPlace } = this;
-    if (inPlace) return Promise.all(this.gpuSlots.map((slot) => inPlace.takeRows(slot, start, count)));
+    const { buffers } = this;
+    if (buffers) return Promise.all(this.slots.map((_, i) => buffers.takeRows(i, start, count)));
     return this.slots.map((slot) => this.rowsOf(slot, start, count));
   }
 
   putRows(start: number, blocks: Parameters<PrefixRows["putRows"]>[1]): void {
-    const { inPlace } = this;
+    const { buffers } = this;
     const tokens = [...this.tokens.slice(0, start), ...blocks.flatMap((block) => block.tokens)];
-    if (!inPlace) {
+    if (!buffers) {
       const kept = (slot: CacheSlot) => (start === 0 ? [] : [this.rowsOf(slot, 0, start)]);
       this.replace(tokens, (slot, i) => [...kept(slot), ...blocks.map(({ parts }) => parts[i])]);
       return;
     }
-    inPlace.reserve(tokens.length, start);
+    buffers.reserve(tokens.length, start);
     let at = start;
     for (const block of blocks) {
-      for (const [i, slot] of this.gpuSlots.entries()) inPlace.putRows(slot, at, block.parts[i]);
+      for (const i of this.slots.keys()) buffers.putRows(i, at, block.parts[i]);
       at += block.tokens.length;
     }
     this.tokens = tokens;
@@ -203,19 +242,27 @@ export class WebSession implements PageCache, PrefixRows {
   }
 
   async *warmUp(): AsyncGenerator<void> {
-    let caches: ReadonlyMap<string, Tensor> = new Map();
-    for (let before = 0; !this.inPlace; ) {
+    const rows = this.givesRows ? this.rowCache() : undefined;
+    let caches: Caches = rows ?? new GivenCaches(new Map());
+    for (let before = 0; !this.gpu; ) {
       const tokens = new Array<number>(before === 0 ? WARM_PROMPT : 1).fill(0);
-      caches = this.given(await this.session.run(this.feeds(tokens, before, caches), this.fetches()));
+      rows?.reserve(before + tokens.length, before);
+      const results = await this.session.run(this.feeds(tokens, before, caches), this.fetches());
+      if (rows) rows.append(before, results);
+      else caches = new GivenCaches(this.given(results));
       before += tokens.length;
       yield;
     }
   }
 
   private async run(tokens: readonly number[]): Promise<Float32Array> {
-    this.inPlace?.reserve(this.tokens.length + tokens.length, this.tokens.length);
-    const results = await this.session.run(this.feeds(tokens, this.tokens.length, this.caches), this.fetches());
-    if (!this.inPlace) {
+    const { buffers } = this;
+    const before = this.tokens.length;
+    buffers?.reserve(before + tokens.length, before);
+    const caches = buffers ?? new GivenCaches(this.caches);
+    const results = await this.session.run(this.feeds(tokens, before, caches), this.fetches());
+    if (buffers instanceof RowCache) buffers.append(before, results);
+    if (!buffers) {
       const old = this.caches;
       this.caches = this.given(results);
       for (const tensor of old.values()) tensor.dispose();
@@ -233,22 +280,20 @@ export class WebSession implements PageCache, PrefixRows {
 
   /** Where outputs go: into the buffers that they came from, or wherever the runtime likes. */
   private fetches(): Record<string, Tensor | null> {
-    const { inPlace } = this;
+    const { buffers, gpu } = this;
     const names = this.session.outputNames.map((name) => [name, null] as const);
+    const inPlace = gpu && buffers;
     const written = inPlace ? this.slots.map(({ past, present }) => [present, inPlace.tensor(past)] as const) : [];
     return Object.fromEntries([...names, ...written]);
   }
 
   /** Of a graph that gives them: (1, tokens, hidden), after the final norm. Leaves the caches alone. */
   async hiddenStates(tokens: readonly number[]): Promise<Tensor> {
-    return (await this.session.run(this.feeds(tokens, 0, new Map()), ["hidden_states"])).hidden_states as Tensor;
+    return (await this.session.run(this.feeds(tokens, 0, new GivenCaches(new Map())), ["hidden_states"]))
+      .hidden_states as Tensor;
   }
 
-  private feeds(
-    tokens: readonly number[],
-    before: number,
-    caches: ReadonlyMap<string, Tensor>,
-  ): Record<string, Tensor> {
+  private feeds(tokens: readonly number[], before: number, caches: Caches): Record<string, Tensor> {
     const { Tensor: T } = this.ort;
     const total = before + tokens.length;
     const feeds: Record<string, Tensor> = {
@@ -263,7 +308,7 @@ export class WebSession implements PageCache, PrefixRows {
     }
     if (this.inputs.has("num_logits_to_keep")) feeds.num_logits_to_keep = new T("int64", BigInt64Array.of(1n), []);
     for (const { past, type, empty } of this.slots) {
-      feeds[past] = this.inPlace?.tensor(past) ?? caches.get(past) ?? emptyTensor(T, type, empty);
+      feeds[past] = caches.tensor(past) ?? emptyTensor(T, type, empty);
     }
     return feeds;
   }
@@ -272,7 +317,7 @@ export class WebSession implements PageCache, PrefixRows {
   clear(): void {
     for (const tensor of this.caches.values()) tensor.dispose();
     this.caches = new Map();
-    this.inPlace?.dispose();
+    this.buffers?.dispose();
     this.tokens = [];
   }
 

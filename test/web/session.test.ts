@@ -1,14 +1,23 @@
 /** One sequence in the page's session, on graphs that are more than keys and values; run by onnxruntime-node here. */
 import * as ort from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
+import { ortProducts } from "../../quant/products.ts";
+import { quantizeModel } from "../../quant/quantize.ts";
+import { rtn } from "../../quant/recipes.ts";
 import type { Model } from "../../src/arch/index.ts";
 import { floatWeights } from "../../src/arch/weights.ts";
 import { decoderGraph } from "../../src/export/graphs.ts";
+import { attentionNodes } from "../../src/kv/attention-nodes.ts";
 import { fullKv } from "../../src/kv/full.ts";
+import { withInt8Cache } from "../../src/kv/int8.ts";
+import { withNewRows } from "../../src/kv/new-rows.ts";
 import { toBytes } from "../../src/onnx/external-data.ts";
+import { decodeModel, type ModelProto } from "../../src/onnx/proto.ts";
 import { WebSession } from "../../src/web/session.ts";
 import { Decoder, floats, openModel, readGolden } from "../arch/golden-model.ts";
+import { integerTwin } from "../browser/parity/twin.ts";
 import { isMissing, sharedPath } from "../helpers.ts";
+import { openModel as openGraph, storiesGraph, storiesModel, story } from "../kv/stories.ts";
 
 const golden = (name: string) => sharedPath("golden", "models", name);
 
@@ -57,5 +66,56 @@ describe.each([
       expect(await greedy(session, prompt, 12), `${length} tokens`).toEqual(await greedyFromScratch(model, prompt, 12));
     }
     await session.dispose();
+  });
+});
+
+describe("a graph that gives only new rows", () => {
+  /** Of every channel: keys and values of this model are below 6. */
+  const int8 = (graph: ModelProto) =>
+    withInt8Cache(
+      graph,
+      attentionNodes(graph, "test").map(({ kvHeads, headDim }) => {
+        const one = new Float32Array(kvHeads * headDim).fill(0.05);
+        return { key: one, value: one };
+      }),
+    );
+  const variants: Record<string, (graph: ModelProto) => ModelProto> = {
+    "float cache": (graph) => graph,
+    "int8 cache": int8,
+  };
+
+  test.each(Object.entries(variants))(
+    "says what the whole %s says, for prompts that share beginnings",
+    async (_, of) => {
+      const graph = of(await storiesGraph());
+      const rows = withNewRows(graph)!;
+      const whole = new WebSession(ort, await openGraph(graph));
+      const ours = new WebSession(ort, await openGraph(rows), undefined, undefined, true);
+      // grows over the buffer's steps, is cut back, grows again
+      for (const length of [30, 8, 100, 40]) {
+        const prompt = [...story.slice(0, length - 2), length, 7];
+        expect(await greedy(ours, prompt, 12), `${length} tokens`).toEqual(await greedy(whole, prompt, 12));
+      }
+      const [taken, expected] = [await ours.takeRows(5, 20), await whole.takeRows(5, 20)];
+      expect(taken).toEqual(expected);
+      expect(ours.kvBytes).toBe(ours.kvBytesPerToken * 64);
+      await Promise.all([ours.dispose(), whole.dispose()]);
+    },
+  );
+
+  test("a twin's branches give them too, and a state of another kind is left alone", async () => {
+    const model = await storiesModel();
+    const products = ortProducts(ort);
+    const { weights } = await quantizeModel(model, rtn(), [], { ort, products });
+    const four = decodeModel(await toBytes(decoderGraph(model, { weights, kv: fullKv(), maxPositions: 128 })));
+    await products.dispose();
+    const twin = await integerTwin(four);
+    const whole = new WebSession(ort, await openGraph(twin));
+    const session = new WebSession(ort, await openGraph(withNewRows(twin)!), undefined, undefined, true);
+    expect(await greedy(session, story.slice(0, 20), 20)).toEqual(await greedy(whole, story.slice(0, 20), 20));
+    await Promise.all([session.dispose(), whole.dispose()]);
+    const { graph } = four;
+    const state = { ...graph.input.find(({ name }) => name.startsWith("past_"))!, name: "past_conv.0" };
+    expect(withNewRows({ ...four, graph: { ...graph, input: [...graph.input, state] } })).toBeUndefined();
   });
 });
