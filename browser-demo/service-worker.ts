@@ -40,6 +40,8 @@ const ENGINE_TIMEOUT_MS = 3000;
 
 type App = ReturnType<typeof createApp>;
 let app: Promise<App> | undefined;
+/** The page whose engine it asks. */
+let lender: string | undefined;
 let gotPort: ((port: MessagePort | undefined) => void) | undefined;
 
 self.addEventListener("message", (event) => {
@@ -59,7 +61,9 @@ async function findPort(): Promise<MessagePort | undefined> {
     const question: FromServiceWorker = { kind: "need-engine" };
     client.postMessage(question);
     const port = await asked;
-    if (port) return port;
+    if (!port) continue;
+    lender = client.id;
+    return port;
   }
   return undefined;
 }
@@ -76,6 +80,8 @@ async function connect(): Promise<App> {
 
 async function answer(request: Request): Promise<Response> {
   try {
+    // a page that was closed says nothing, and its port neither
+    if (lender !== undefined && !(await self.clients.get(lender))) app = undefined;
     app ??= connect();
     return await (await app).fetch(request);
   } catch {

@@ -2,6 +2,7 @@
  * Two models, devices or KV caches on one prompt, and stock transformers.js beside them: what each says, how fast, and
  * where they part.
  */
+import { KV_POLICIES } from "../../src/kv/policies.ts";
 import { EngineWorker } from "../../src/web/client.ts";
 import type { DeviceWish } from "../../src/web/device.ts";
 import type { LoadedModel } from "../../src/web/protocol.ts";
@@ -33,6 +34,13 @@ const devices: Readonly<Record<string, { text: string; device: DeviceWish; asSto
   webgpu: { text: "WebGPU", device: "webgpu" },
 };
 
+/** Which tokens a cache keeps, by the names of `--kv-policy`. */
+const policies = new Map(
+  KV_POLICIES.map((name) => [name, name === "full" ? "Keeps all tokens" : `Keeps some: ${name}`] as const),
+);
+/** Of a short answer and its prompt, enough to drop something. */
+const BUDGET = 64;
+
 function select<T extends string>(label: string, options: ReadonlyMap<T, string>): HTMLSelectElement {
   const element = el("select", { aria: { label } });
   element.append(...Array.from(options, ([value, text]) => el("option", { value }, text)));
@@ -46,6 +54,19 @@ function side(letter: string): Side {
     new Map(Object.entries(devices).map(([key, { text }]) => [key, text] as const)),
   );
   const graph = select(`Graph ${letter}`, new Map([["", "Its own graph"]]));
+  const policy = select(`Cache policy ${letter}`, policies);
+  const budget = el("input", {
+    type: "number",
+    min: "64",
+    step: "16",
+    value: String(BUDGET),
+    title: "Tokens that the cache keeps",
+    aria: { label: `Tokens kept ${letter}` },
+  });
+  const forgets = () => policy.value !== "full";
+  const showBudget = () => (budget.hidden = !forgets());
+  policy.addEventListener("change", showBudget);
+  showBudget();
   const box = answerBox(`Answer ${letter}`);
   let file = "";
 
@@ -72,6 +93,7 @@ function side(letter: string): Side {
       el("h2", {}, letter),
       model,
       el("div", { class: "grid-2" }, device, graph),
+      el("div", { class: "grid-2" }, policy, budget),
       box.text,
       box.facts,
     ),
@@ -91,7 +113,9 @@ function side(letter: string): Side {
         const { device: wish, asStored } = devices[device.value];
         // each computes the whole prompt: what an earlier run left would be the other's time
         const fresh = { prefixCacheBytes: 0 };
-        const request = { source, device: wish, asStored, graph: graph.value || undefined, ortUrl, ...fresh };
+        const kept = forgets() ? { kvPolicy: policy.value, kvBudget: Number(budget.value) } : {};
+        const graphs = { asStored, graph: graph.value || undefined };
+        const request = { source, device: wish, ortUrl, ...graphs, ...kept, ...fresh };
         const loaded = await worker.load(request, { signal });
         return await say(worker, loaded, prompt, signal);
       } catch (error) {
@@ -133,6 +157,7 @@ function side(letter: string): Side {
         "KV cache",
         `${loaded.info.kv.format} ${loaded.info.kv.policy}, ${bytes(loaded.info.memory.kvBytesPerToken)} a token`,
       ],
+      ...loaded.notes.map((note) => ["Note", note] as const),
       ["Runs on", loaded.choice.reason],
     ]);
     return { ids, ends, text: said };
@@ -222,7 +247,7 @@ export function compareView(): HTMLElement {
       el(
         "p",
         {},
-        `Two models, two devices or two KV caches answer the same prompt greedily, ${TOKENS} tokens. Where they part is marked.`,
+        `Two models, two devices, two KV caches or policies answer the same prompt greedily, ${TOKENS} tokens. Where they part is marked.`,
       ),
     ),
     form,

@@ -6,7 +6,9 @@ import { el, iconButton } from "./dom.ts";
 type NumberKey = { [K in keyof Settings]: Settings[K] extends number ? K : never }[keyof Settings];
 
 function slider(key: NumberKey, label: string, hint: string, min: number, max: number, step: number): HTMLElement {
-  const range = el("input", { type: "range", min: String(min), max: String(max), step: String(step), name: key });
+  // its own name: the label around both belongs to the output, the first of them
+  const limits = { min: String(min), max: String(max), step: String(step) };
+  const range = el("input", { type: "range", ...limits, name: key, aria: { label } });
   const output = el("output", { class: "numbers" });
   range.addEventListener("input", () => change({ [key]: Number(range.value) }));
   settings.watch((now) => {
