@@ -33,7 +33,15 @@ export class RowCache {
 
   /** Makes room for so many rows, keeping the first `kept`. */
   reserve(rows: number, kept: number): void {
-    if (rows <= this.rows) return;
+    if (rows > this.rows) this.resize(rows, kept);
+  }
+
+  /** Leaves the first `kept` rows: what a longer text took would be copied at every step. */
+  cut(kept: number): void {
+    if (kept + STEP_ROWS <= this.rows) this.resize(kept, kept);
+  }
+
+  private resize(rows: number, kept: number): void {
     const before = this.rows;
     this.rows = Math.ceil(rows / STEP_ROWS) * STEP_ROWS;
     this.bytes = this.slots.map(({ heads, rowBytes }, i) => {

@@ -160,6 +160,7 @@ export class WebSession implements PageCache, PrefixRows {
     if (shared === this.tokens.length) return shared;
     if (this.buffers && shared > 0) {
       this.tokens.length = shared; // later rows are written over
+      if (this.buffers instanceof RowCache) this.buffers.cut(shared);
       return shared;
     }
     const canCut = this.slots.every(

@@ -119,7 +119,7 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
     }));
 
   test("shows an answer's markdown, and nothing of it that fetches or runs", () =>
-    tests.inPage(async (page) => {
+    tests.inPage(async (page, _context, errors) => {
       const content = [
         "**bold** and [a link](https://example.com)",
         "```js\nlet a = 1;\n```",
@@ -148,25 +148,8 @@ describe.skipIf(noChromium())("the page", { timeout: LIMIT_MS + 30_000 }, () => 
         "noopener noreferrer",
       ]);
       expect(await page.evaluate(() => "hacked" in globalThis)).toBe(false);
-    }));
-
-  test("says so when memory runs out, and opens the model with one click when there is room", () =>
-    tests.inPage(async (page) => {
-      await page.getByRole("button", { name: "Open stories260K" }).first().waitFor();
-      await expect.poll(() => page.workers().length).toBe(1);
-      await page.workers()[0].evaluate(() => {
-        const { grow } = WebAssembly.Memory.prototype;
-        const full = () => {
-          throw new RangeError("Maximum memory size exceeded");
-        };
-        WebAssembly.Memory.prototype.grow = full;
-        Object.assign(globalThis, { makeRoom: () => (WebAssembly.Memory.prototype.grow = grow) });
-      });
-      await page.getByRole("button", { name: "Open stories260K" }).first().click();
-      await page.getByRole("alert").getByText("the tab's memory is full").waitFor();
-      await page.workers()[0].evaluate(() => (globalThis as unknown as { makeRoom(): void }).makeRoom());
-      await page.getByRole("button", { name: "Try again" }).click();
-      await page.waitForSelector(".pill.on");
+      // the browser says what the policy kept the parser from: that is not the page's error
+      for (const error of errors.splice(0)) expect(error).toMatch(/Content Security Policy|404/);
     }));
 
   test("comes back with one click when its worker dies, the conversation kept", () =>
