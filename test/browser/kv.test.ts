@@ -6,10 +6,10 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { rtn } from "../../quant/recipes.ts";
 import { loadEngine } from "../../src/node/engine.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { quantize } from "../../src/node/quantize.ts";
 import type { CreateEngineOptions } from "../../src/web/index.ts";
 import { CLOSE_CALL, expectAlike, type Greedy, greedyOf, ROUNDED_CALL } from "../close-call.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 import { story } from "../kv/stories.ts";
 import { type Built, buildHarness } from "./build.ts";
@@ -29,7 +29,7 @@ describe.skipIf(noChromium())("KV caches in Chromium", { timeout: LIMIT_MS + 30_
   beforeAll(async () => {
     parent = await mkdtemp(join(tmpdir(), "nibble-web-kv-"));
     process.env.NIBBLE_CACHE ??= join(parent, "cache");
-    const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+    const checkpoint = await openInMemory(repoPath("models", "stories260k"));
     await exportFolder(checkpoint, join(parent, "float"), { kv: "int4" });
     const rounded = await quantize(checkpoint, rtn());
     await exportFolder(rounded, join(parent, "q4"), { check: false });

@@ -5,10 +5,10 @@ import { join } from "node:path";
 import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { exportFolder } from "../../src/node/export-folder.ts";
-import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { BLOCK_TOKENS } from "../../src/runtime/prefix-cache.ts";
 import type { CreateEngineOptions } from "../../src/web/index.ts";
 import { expectAlike } from "../close-call.ts";
+import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { repoPath } from "../helpers.ts";
 import { story } from "../kv/stories.ts";
 import { type Built, buildHarness } from "./build.ts";
@@ -38,7 +38,7 @@ describe.skipIf(noChromium())("prompts kept in OPFS", { timeout: LIMIT_MS + 30_0
   beforeAll(async () => {
     parent = await mkdtemp(join(tmpdir(), "nibble-web-prefix-"));
     process.env.NIBBLE_CACHE ??= join(parent, "cache");
-    const checkpoint = await openCheckpoint(repoPath("models", "stories260k"));
+    const checkpoint = await openInMemory(repoPath("models", "stories260k"));
     await exportFolder(checkpoint, join(parent, "model"), { kv: "int8" });
     await checkpoint.dispose();
     harness = await buildHarness();
