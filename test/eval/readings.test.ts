@@ -5,10 +5,12 @@ import { type Model, resolveModel } from "../../src/arch/index.ts";
 import type { Checkpoint } from "../../src/checkpoint/checkpoint.ts";
 import { otherReadings, requireBestReading } from "../../src/eval/readings.ts";
 import { cpuOrt } from "../../src/node/cpu-ort.ts";
+import { exportFolder } from "../../src/node/export-folder.ts";
 import { shippedText, textWindows } from "../../src/node/text-windows.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { readGolden } from "../arch/golden-model.ts";
 import { openInMemory } from "../fixtures/open-in-memory.ts";
+import { temporaryFolder } from "../fixtures/temporary-folder.ts";
 import { repoPath, shared, sharedPath } from "../helpers.ts";
 
 const ort = cpuOrt();
@@ -74,6 +76,16 @@ test.each([
   ],
 ] as const)("%s: the error names it", async (_, checkpoint, message) => {
   await expect(check(resolveModel(checkpoint))).rejects.toThrow(message);
+});
+
+test("an export of a checkpoint that is read wrongly is an error, not a folder", async () => {
+  const folder = temporaryFolder("wrong-base");
+  const exported = exportFolder(withConfig({ rope_theta: 1e5 }), folder, { kv: "float" });
+  await expect(exported).rejects.toMatchObject({
+    code: "verification",
+    message: expect.stringMatching(/rotary base 10000/),
+  });
+  expect(existsSync(folder)).toBe(false);
 });
 
 const goldens = shared ? sharedPath("golden", "models") : repoPath("test", "golden", "models");
