@@ -1,6 +1,7 @@
 /** The worker thread that owns a model: session, KV cache, sampling, text. Speaks engine-protocol.ts. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { parentPort, workerData } from "node:worker_threads";
 import { capabilitiesOf } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
@@ -28,6 +29,8 @@ import { collapsePages } from "./huge-pages.ts";
 import { type OpenSessionOptions, openSession, ortFor } from "./ort.ts";
 import { cacheFingerprint, PrefixFiles } from "./prefix-files.ts";
 
+/** What the main thread takes to write a token to a socket, and its reader to read it. */
+const REST_MS = 1;
 /** Milliseconds between reports of counters to the main thread while something runs. */
 const STATS_INTERVAL_MS = 250;
 
@@ -224,6 +227,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
     recomputeAbove,
     maxBatch,
     speculate: setup.speculate && can.cut && !without.speculation,
+    rest: () => setTimeout(REST_MS),
     prefixStore,
     prefixCacheBytes: without["prefix cache"] || !can.copy ? 0 : setup.prefixCacheBytes,
   });

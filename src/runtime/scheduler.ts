@@ -46,6 +46,8 @@ export interface SchedulerOptions {
   readonly draft?: DraftModel;
   /** Milliseconds, to find out whether guessing pays. */
   readonly clock?: () => number;
+  /** Awaited once an answer's first token is said: who hands it on needs a core, and the next step takes them all. */
+  readonly rest?: () => Promise<void>;
   /** A text that grows beyond so many tokens is computed again from its start, in one piece (longrope). */
   readonly recomputeAbove?: number;
 }
@@ -260,13 +262,14 @@ export class Scheduler {
     sequence.past = end;
     if (end < prompt.length) return;
     this.prefilling = undefined;
-    if (sequence.firstTokenAt === 0) {
-      sequence.firstTokenAt = performance.now();
-      this.prefixes.keep(row, prompt, end);
-    }
+    const first = sequence.firstTokenAt === 0;
+    if (first) sequence.firstTokenAt = performance.now();
     if (!generation.wantsToken) this.say(sequence, generation.end("length"));
     else this.take(sequence, logits[logits.length - 1]);
     this.decoding.push(sequence); // dropStopped takes it out again where that was its only token
+    if (!first) return;
+    await this.options.rest?.();
+    if (this.decoding[row] === sequence) this.prefixes.keep(row, prompt, end); // else closed meanwhile
   }
 
   private async decodeStep(): Promise<void> {
