@@ -89,6 +89,7 @@ describe.skipIf(noChromium())("compare and quantize", { timeout: LIMIT_MS + 30_0
       expect(peer).toBe(b);
       expect(b.length).toBeGreaterThan(100);
       for (const text of await page.locator(".side").allTextContents()) expect(text).toMatch(/Speed[\d.]+ tok\/s/);
+      await page.locator(".sides").evaluate((sides) => sides.scrollIntoView());
       await picture(page, "compare");
     }));
 
