@@ -2,6 +2,7 @@
 import { Command, Option } from "commander";
 import { tokenWindows } from "../../quant/calibrate.ts";
 import { resolveModel } from "../arch/index.ts";
+import { parseJsonObject } from "../checkpoint/json.ts";
 import { NibbleError } from "../errors.ts";
 import type { Drift } from "../eval/drift.ts";
 import { evaluateGraph } from "../eval/evaluate.ts";
@@ -74,7 +75,7 @@ export const evalCommand = withCheckpointFlags(
     }
     if (flags.against === undefined) return evalCache(dir, flags, context);
     const folder = nodeFolder(dir);
-    const manifest = JSON.parse(await readText(folder, MANIFEST)) as Manifest;
+    const manifest = parseJsonObject(await readText(folder, MANIFEST), `${dir}/${MANIFEST}`) as unknown as Manifest;
     const progress = { signal, onProgress: output.progress };
     const { device, threads, windows: count = 16, sequenceLength = 512 } = flags;
     const graph = await describeGraph(folder, manifest.graph);

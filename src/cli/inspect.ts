@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { Command } from "commander";
 import { resolveModel } from "../arch/index.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
+import { parseJsonObject } from "../checkpoint/json.ts";
 import { NibbleError } from "../errors.ts";
 import type { Drift } from "../eval/drift.ts";
 import { describeGraph, type GraphDescription } from "../export/describe-graph.ts";
@@ -45,13 +46,13 @@ export const inspect = withCheckpointFlags(
 );
 
 async function inspectFolder(folder: FolderSource, flags: InspectFlags, { output }: CommandContext): Promise<void> {
-  const manifest = (await folder.has(MANIFEST))
-    ? (JSON.parse(await readText(folder, MANIFEST)) as Manifest)
-    : undefined;
-  const config = (await folder.has("config.json")) ? JSON.parse(await readText(folder, "config.json")) : {};
+  const json = async (name: string) =>
+    (await folder.has(name)) ? parseJsonObject(await readText(folder, name), `${folder.name}/${name}`) : undefined;
+  const manifest = (await json(MANIFEST)) as unknown as Manifest | undefined;
+  const config = (await json("config.json")) ?? {};
   const paths = (await folder.list()).filter((path) => path.startsWith(`${GRAPH_FOLDER}/`) && path.endsWith(".onnx"));
   if (paths.length === 0) throw new NibbleError("not_found", `${folder.name} has no ${GRAPH_FOLDER}/*.onnx.`);
-  const longest: number | undefined = manifest?.contextLength ?? config.max_position_embeddings;
+  const longest: number | undefined = manifest?.contextLength ?? (config.max_position_embeddings as number | undefined);
   const contextLength = flags.context ?? Math.min(longest ?? DEFAULT_CONTEXT, DEFAULT_CONTEXT);
   const graphs = await Promise.all(paths.map((path) => describeGraph(folder, path)));
   const described = graphs.map((graph) => ({ ...graph, memory: estimateMemory({ ...graph, contextLength }) }));

@@ -301,6 +301,19 @@ describe("an error is one message and leaves nothing behind", () => {
     await expectFailure(["export", path, "-o", "out", "--quiet"], /^nibble: .*"frob".*llama/);
   });
 
+  test("a damaged file of an exported folder", async () => {
+    await run(["export", stories, "-o", "damaged", "--no-check", "--quiet"]);
+    const at = (name: string) => join(folder, "damaged", name);
+    await truncate(at("onnx/model.onnx"), 10_000);
+    await expectFailure(["inspect", "damaged"], /^nibble: .*model\.onnx/);
+    for (const name of ["config.json", "nibble.json"]) {
+      await truncate(at(name), 100);
+      await expectFailure(["inspect", "damaged"], new RegExp(`^nibble: .*${name} is no JSON`));
+      await expectFailure(["chat", "damaged", "-p", "x", "--quiet"], /^nibble: .*\.json/);
+    }
+    await expectFailure(["eval", "damaged", "--against", stories], /^nibble: .*nibble\.json is no JSON/);
+  });
+
   test("with --json it is JSON on standard output", async () => {
     const { code, stdout, stderr } = await run(["export", "./nothing", "-o", "out", "--json"]);
     expect(code).toBe(1);
