@@ -1,4 +1,5 @@
 /** Compare's third column: stock @huggingface/transformers on A's folder. */
+import { mostThreads } from "../../src/web/device.ts";
 import { Client } from "../../src/web/rpc.ts";
 import { device } from "../app.ts";
 import type { PeerMethods } from "../protocol.ts";
@@ -37,9 +38,7 @@ export function peerSide(): PeerSide {
         client.fail(new DOMException("Stopped.", "AbortError") as never);
       };
       signal.addEventListener("abort", stop, { once: true });
-      const threads = device.value?.crossOriginIsolated
-        ? Math.max(1, Math.min(4, Math.ceil(device.value.cores / 2)))
-        : 1;
+      const threads = device.value ? mostThreads(device.value) : 1;
       try {
         const graph = file.replace(/(\.[^/.]+)?\.onnx$/, ".onnx");
         const request = { id, graph, prompt, maxTokens, threads, peersUrl };

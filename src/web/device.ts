@@ -91,6 +91,12 @@ export async function probeDevice(): Promise<DeviceReport> {
   };
 }
 
+/** WASM threads that this browser's cores and the host's headers allow. */
+export function mostThreads({ crossOriginIsolated, cores }: DeviceReport): number {
+  const most = Math.max(Math.min(BOTH, cores), Math.ceil(cores / 2));
+  return crossOriginIsolated ? Math.max(1, Math.min(MAX_THREADS, most)) : 1;
+}
+
 /** The build for a device; throws `unsupported` when WebGPU was asked for and there is no adapter. */
 export function chooseBuild(report: DeviceReport, wish: DeviceWish = "auto"): BuildChoice {
   const { gpu } = report;
@@ -102,8 +108,7 @@ export function chooseBuild(report: DeviceReport, wish: DeviceWish = "auto"): Bu
     const build = report.jspi ? "webgpu-jspi" : "webgpu-asyncify";
     return { build, device: "webgpu", threads: 1, reason: `WebGPU on ${name}` };
   }
-  const most = Math.max(Math.min(BOTH, report.cores), Math.ceil(report.cores / 2));
-  const threads = report.crossOriginIsolated ? Math.max(1, Math.min(MAX_THREADS, most)) : 1;
+  const threads = mostThreads(report);
   const why =
     wish === "wasm" ? "as asked" : gpu ? "the WebGPU adapter is a software one, which is slower" : report.noGpuReason;
   const how = report.crossOriginIsolated
