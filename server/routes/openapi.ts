@@ -55,7 +55,7 @@ function describe(operation: Operation) {
   const { path, summary, request, answer, alsoAs, refused } = operation;
   const ok = {
     ...(answer ? json(schemaOf(answer, "output")) : {}),
-    ...Object.fromEntries((alsoAs ?? []).map((type) => [type, { schema: { type: "string" } }])),
+    ...Object.fromEntries((alsoAs ?? []).map((type) => [type, {}])), // a schema would be read as that of one event
   };
   const failed = json({ $ref: `#/components/schemas/${errorSchema(path)}` });
   const statuses = Object.entries({ ...refusals, ...(request || refused ? bodyRefusals : {}) });
