@@ -156,17 +156,24 @@ function textLength({ contextLength, window }: WorkerSetup): number {
   return window ? Number.MAX_SAFE_INTEGER : contextLength;
 }
 
+interface OpenedDecoder {
+  readonly session: CacheSession;
+  /** Long pieces of a prompt are computed in another way than short ones (int8-prefill.ts). */
+  readonly floatPrefill: boolean;
+}
+
 async function openDecoder(
   ort: Ort,
   { folder, graph, contextLength, eviction }: Pick<WorkerSetup, "folder" | "graph" | "contextLength" | "eviction">,
   options: OpenSessionOptions,
-): Promise<CacheSession> {
+): Promise<OpenedDecoder> {
   const path = join(folder, graph);
   const stored = decodeModel(await readFile(path), path);
   const model = eviction ? withEviction(stored, evictionPolicy(eviction.policy)) : stored;
   const run = eviction || options.device !== "cpu" ? model : withFloatPrefill(model);
   const opened = await openSession(ort, path, options, run === stored ? undefined : run);
-  return openCache(ort, opened, model, path, contextLength, eviction);
+  const session = openCache(ort, opened, model, path, contextLength, eviction);
+  return { session, floatPrefill: run !== model };
 }
 
 /** The session of `--draft`; errors: `unsupported` where a cache cannot be cut back to fewer tokens. */
@@ -176,7 +183,7 @@ async function openDraft(
   model: CacheSession,
   options: OpenSessionOptions,
 ): Promise<DecoderSession> {
-  const session = await openDecoder(ort, draft, options);
+  const { session } = await openDecoder(ort, draft, options);
   for (const one of [model, session]) {
     if (one.can.cut && (one === model || one instanceof DecoderSession)) continue;
     throw new NibbleError(
@@ -211,7 +218,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const ort = await ortFor(setup.binding);
   // two thread pools that wait for work by spinning would take the cores from each other
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
-  const session = await openDecoder(ort, setup, options);
+  const { session, floatPrefill } = await openDecoder(ort, setup, options);
   const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
   if (setup.binding === "capi") await collapsePages();
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
@@ -228,6 +235,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
     maxBatch,
     speculate: setup.speculate && can.cut && !without.speculation,
     rest: () => setTimeout(REST_MS),
+    wholeBlocks: floatPrefill,
     prefixStore,
     prefixCacheBytes: without["prefix cache"] || !can.copy ? 0 : setup.prefixCacheBytes,
   });

@@ -10,7 +10,7 @@ import type { DraftModel } from "./draft.ts";
 import type { EngineStats, GeneratedToken, Piece } from "./engine.ts";
 import type { Generation } from "./generate.ts";
 import { GUESS_TOKENS, GuessGauge, lookUp } from "./lookup.ts";
-import { type BlockStore, PrefixCache } from "./prefix-cache.ts";
+import { BLOCK_TOKENS, type BlockStore, PrefixCache } from "./prefix-cache.ts";
 import { type Guess, Scores } from "./sampling.ts";
 import type { Rows } from "./session.ts";
 import { Stream } from "./stream.ts";
@@ -35,6 +35,11 @@ export interface SchedulerOptions {
   readonly maxWaiting: number;
   /** Prompt tokens computed at once while nobody else waits for a token, and while somebody does. */
   readonly prefillChunk?: { readonly alone: number; readonly beside: number };
+  /**
+   * What of a prompt is no whole block of the prefix cache is computed by itself, as it is where the blocks were found:
+   * for a session to which pieces of other sizes give other roundings. The same request gets the same answer then.
+   */
+  readonly wholeBlocks?: boolean;
   /** Most memory of the caches of running sequences; another one waits until there is room. */
   readonly maxKvBytes?: number;
   readonly prefixCacheBytes?: number;
@@ -247,7 +252,7 @@ export class Scheduler {
     const size = row > 0 ? beside : alone;
     // the first piece of a text beyond the limit reaches beyond it: every key is rotated for a long text
     const reach = prompt.length > limit ? Math.max(size, limit + 1 - sequence.past) : size;
-    const end = Math.min(prompt.length, sequence.past + reach);
+    const end = this.pieceEnd(sequence, sequence.past + reach);
     const chunk = prompt.slice(sequence.past, end);
     const logits = await this.session.append(row, sequence.past, chunk, promptLogprobs === undefined ? "last" : "all");
     if (this.prefilling !== sequence) return; // closed meanwhile
@@ -270,6 +275,14 @@ export class Scheduler {
     if (!first) return;
     await this.options.rest?.();
     if (this.decoding[row] === sequence) this.prefixes.keep(row, prompt, end); // else closed meanwhile
+  }
+
+  /** Where a piece of the prompt ends that may reach to `limit`. */
+  private pieceEnd({ seen, past }: Sequence, limit: number): number {
+    const { wholeBlocks, prefixCacheBytes = 0, recomputeAbove } = this.options;
+    const blocks = BLOCK_TOKENS * Math.floor((seen.length - 1) / BLOCK_TOKENS);
+    const isCut = wholeBlocks && prefixCacheBytes > 0 && recomputeAbove === undefined && past < blocks;
+    return Math.min(isCut ? blocks : seen.length, limit);
   }
 
   private async decodeStep(): Promise<void> {

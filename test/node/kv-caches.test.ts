@@ -70,6 +70,29 @@ describe("--kv int4", () => {
   });
 });
 
+describe("--kv int8", () => {
+  test.each([40, 64, 65, 150])(
+    "a prompt of %i tokens gets the same bits whether its beginning is known or not",
+    async (length) => {
+      const engine = await loadEngine(folder, { threads: 1, kv: "int8" });
+      const ask = async () => {
+        const said: unknown[] = [];
+        let cached = 0;
+        for await (const piece of engine.generate(story.slice(0, length), { seed: 7, maxTokens: 20, topLogprobs: 3 })) {
+          said.push(piece.tokens, piece.logprobs);
+          cached = piece.usage?.cachedTokens ?? cached;
+        }
+        return { said, cached };
+      };
+      const [fresh, known] = [await ask(), await ask()];
+      await engine.dispose();
+      expect(fresh.cached).toBe(0);
+      expect(known.cached).toBeGreaterThanOrEqual(32);
+      expect(known.said).toEqual(fresh.said);
+    },
+  );
+});
+
 describe.each(["h2o", "snapkv", "keydiff", "expected"])("--kv-policy %s", (kvPolicy) => {
   test("on the int8 cache: both bindings say the same, a batch too, and nothing to drop changes nothing", async () => {
     const prompts = [story.slice(0, 5), story.slice(0, 150)];
