@@ -14,7 +14,7 @@ import {
   madeKv,
   wholeNumber,
   withCheckpointFlags,
-  withRefusedFlags,
+  withLoadingFlagsRefused,
 } from "./options.ts";
 import { type PruneFlags, pruningOf, withPruneFlags } from "./recipe.ts";
 import { runCommand } from "./run.ts";
@@ -50,37 +50,35 @@ const command = new Command("export")
 
 withPruneFlags(command, "before the export");
 
-export const exportCommand = withRefusedFlags(withCheckpointFlags(command), [
-  "--kv-policy <name>",
-  "--kv-budget <n>",
-]).action((spec: string, flags: ExportFlags) =>
-  runCommand(flags, async ({ output, signal }) => {
-    const pruning = pruningOf(flags);
-    const common = { threads: flags.threads, signal, onProgress: output.progress };
-    const checkpoint = await openCheckpoint(spec, { adapter: flags.adapter, ...common });
-    try {
-      for (const note of checkpoint.notes) output.note(`note: ${note}`);
-      const { dtype, context: contextLength, force: overwrite, check } = flags;
-      const text = await calibrationText(checkpoint, flags.calibration);
-      if (pruning) await requireExportable(checkpoint, flags.output, { overwrite, contextLength });
-      const pruned = pruning && (await quantize(checkpoint, prune(pruning), { text, ...common }));
-      const manifest = await exportFolder(pruned ?? checkpoint, flags.output, {
-        dtype,
-        contextLength,
-        overwrite,
-        check,
-        kv: madeKv(flags.kv, dtype) ?? "float",
-        text,
-        ...common,
-      });
-      await pruned?.dispose();
-      const measured = pruning && (manifest.measured as { readonly drift: Drift } | undefined);
-      const lines = [...(measured ? [driftLine(measured.drift)] : []), madeLine(flags.output, manifest)];
-      output.result(lines.join("\n"), { folder: flags.output, manifest });
-    } finally {
-      await checkpoint.dispose();
-    }
-  }),
+export const exportCommand = withLoadingFlagsRefused(withCheckpointFlags(command)).action(
+  (spec: string, flags: ExportFlags) =>
+    runCommand(flags, async ({ output, signal }) => {
+      const pruning = pruningOf(flags);
+      const common = { threads: flags.threads, signal, onProgress: output.progress };
+      const checkpoint = await openCheckpoint(spec, { adapter: flags.adapter, ...common });
+      try {
+        for (const note of checkpoint.notes) output.note(`note: ${note}`);
+        const { dtype, context: contextLength, force: overwrite, check } = flags;
+        const text = await calibrationText(checkpoint, flags.calibration);
+        if (pruning) await requireExportable(checkpoint, flags.output, { overwrite, contextLength });
+        const pruned = pruning && (await quantize(checkpoint, prune(pruning), { text, ...common }));
+        const manifest = await exportFolder(pruned ?? checkpoint, flags.output, {
+          dtype,
+          contextLength,
+          overwrite,
+          check,
+          kv: madeKv(flags.kv, dtype) ?? "float",
+          text,
+          ...common,
+        });
+        await pruned?.dispose();
+        const measured = pruning && (manifest.measured as { readonly drift: Drift } | undefined);
+        const lines = [...(measured ? [driftLine(measured.drift)] : []), madeLine(flags.output, manifest)];
+        output.result(lines.join("\n"), { folder: flags.output, manifest });
+      } finally {
+        await checkpoint.dispose();
+      }
+    }),
 );
 
 export function madeLine(folder: string, { files, graph, measured }: Manifest): string {

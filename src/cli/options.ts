@@ -82,8 +82,9 @@ export function withLoadFlags(command: Command): Command {
   );
 }
 
-/** Names that other versions or sibling commands know: stated, so that using one is an error with its name. */
-export function withRefusedFlags(command: Command, flags: readonly string[]): Command {
+/** Flags of the commands that load a model: using one here is an error that says so. */
+export function withLoadingFlagsRefused(command: Command): Command {
+  const flags = ["--kv-policy <name>", "--kv-budget <n>"];
   for (const flag of flags) command.addOption(new Option(flag).hideHelp());
   return command.hook("preAction", (_, action) => {
     const used = action.options.filter(
@@ -91,9 +92,13 @@ export function withRefusedFlags(command: Command, flags: readonly string[]): Co
     );
     if (used.length === 0) return;
     const names = used.map((option) => option.long).join(", ");
-    throw new NibbleError("unsupported", `${names}: not in this version of Nibble.`, {
-      param: used[0].attributeName(),
-    });
+    throw new NibbleError(
+      "unsupported",
+      `${names}: which tokens a cache keeps is chosen where the model is loaded, by chat, serve and eval; any exported folder takes it.`,
+      {
+        param: used[0].attributeName(),
+      },
+    );
   });
 }
 

@@ -5,7 +5,7 @@ import { METHODS, type Method, method, PRESETS, type Preset, preset, type Recipe
 import { parseSparsity } from "../../quant/sparsity.ts";
 import { NibbleError } from "../errors.ts";
 import type { ScaleBits } from "../tensor/quantized.ts";
-import { wholeNumber, withRefusedFlags } from "./options.ts";
+import { wholeNumber, withLoadingFlagsRefused } from "./options.ts";
 
 export interface PruneFlags {
   readonly prune?: Pruning["method"];
@@ -27,9 +27,6 @@ export interface RecipeFlags extends PruneFlags {
 
 /** The share that both papers report first. */
 const DEFAULT_SPARSITY = 0.5;
-
-/** Named by the documentation, not made yet. */
-const NOT_YET = ["--kv-policy <name>", "--kv-budget <n>"];
 
 function groupSize(text: string): number | "row" {
   if (text === "row") return "row";
@@ -81,7 +78,7 @@ export function withRecipeFlags(command: Command): Command {
     )
     .option("--tune [steps]", "train scales and norm gains against the float model's logits at the end", wholeNumber);
   withPruneFlags(command, "first; they stay zero (to prune and keep the rest float: nibble export --prune)");
-  return withRefusedFlags(command, NOT_YET);
+  return withLoadingFlagsRefused(command);
 }
 
 export function recipeOf(flags: RecipeFlags): Recipe {

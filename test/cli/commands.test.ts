@@ -330,8 +330,8 @@ test("Ctrl-C in the middle ends with code 130 and no half-made folder", async ()
   expect((await readdir(folder)).filter((name) => name.startsWith("interrupted"))).toEqual([]);
 });
 
-test("a flag of a feature that is not there is refused by its name", async () => {
+test("a flag that belongs where a model is loaded is refused by its name", async () => {
   const { code, stderr } = await run(["export", stories, "-o", "out", "--kv-policy", "h2o"]);
   expect(code).toBe(1);
-  expect(stderr).toContain("--kv-policy: not in this version");
+  expect(stderr).toContain("--kv-policy: which tokens a cache keeps is chosen where the model is loaded");
 });
