@@ -303,8 +303,9 @@ class PageEngine implements EngineInPage {
     const done = idle() ? await this.takeTurn() : undefined;
     try {
       const { session } = this;
+      const most = this.window?.budget ?? this.info.contextLength;
       if (done)
-        for await (const _ of session.warmUp?.() ?? []) {
+        for await (const _ of session.warmUp?.(most) ?? []) {
           await nextTask();
           if (this.counts.waiting > 0 || performance.now() > until) break;
         }

@@ -48,8 +48,8 @@ export interface PageCache {
   step(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array>;
   /** Where what it holds can be kept for later visits. */
   readonly prefixRows?: PrefixRows;
-  /** Steps on a sequence that nothing remembers, for as long as the caller wants them. */
-  warmUp?(): AsyncGenerator<void>;
+  /** Steps on a sequence that nothing remembers, for as long as the caller wants them or `contextLength` tokens. */
+  warmUp?(contextLength: number): AsyncGenerator<void>;
   clear(): void;
   dispose(): Promise<void>;
 }
@@ -242,11 +242,11 @@ export class WebSession implements PageCache, PrefixRows {
     }
   }
 
-  async *warmUp(): AsyncGenerator<void> {
+  async *warmUp(contextLength: number): AsyncGenerator<void> {
     const rows = this.givesRows ? this.rowCache() : undefined;
     let caches: Caches = rows ?? new GivenCaches(new Map());
-    for (let before = 0; !this.gpu; ) {
-      const tokens = new Array<number>(before === 0 ? WARM_PROMPT : 1).fill(0);
+    for (let before = 0; !this.gpu && before < contextLength; ) {
+      const tokens = new Array<number>(before === 0 ? Math.min(WARM_PROMPT, contextLength) : 1).fill(0);
       rows?.reserve(before + tokens.length, before);
       const results = await this.session.run(this.feeds(tokens, before, caches), this.fetches());
       if (rows) rows.append(before, results);

@@ -119,3 +119,14 @@ describe("a graph that gives only new rows", () => {
     expect(withNewRows({ ...four, graph: { ...graph, input: [...graph.input, state] } })).toBeUndefined();
   });
 });
+
+test("a session is warmed up as far as its context reaches and no further", async () => {
+  const model = await storiesModel();
+  const session = await sessionOf(model); // its table of rotations has 128 rows: the operator refuses more
+  let steps = 0;
+  for await (const _ of session.warmUp(128)) steps++;
+  expect(steps).toBe(1 + 128 - 16);
+  expect(session.held).toEqual([]);
+  await session.dispose();
+  await model.checkpoint.dispose();
+});
