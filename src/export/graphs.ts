@@ -6,8 +6,6 @@ import { Graph, type Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import { fuse } from "./fuse.ts";
 
-const INT64_MAX = 0x7fffffffffff; // any end beyond the last row will do
-
 export interface DecoderGraphOptions extends ModelBuilderOptions {
   /** Also give out hidden states: after the final norm ("last"), or after the embedding and every block too ("all"). */
   readonly hiddenStates?: "last" | "all";
@@ -51,7 +49,7 @@ export function decoderGraph({ arch, config }: Model, options: DecoderGraphOptio
 function giveLogits(g: Graph, arch: Architecture, m: ModelBuilder, normed: Value, config: DecoderConfig): void {
   const keep = g.input("num_logits_to_keep", "int64", []);
   const start = ops.reshape(g, ops.neg(g, keep), [1], [1]);
-  const rows = ops.slice(g, normed, start, g.ints([INT64_MAX]), 1, "num_logits");
+  const rows = ops.slice(g, normed, start, g.ints([ops.LAST]), 1, "num_logits");
   g.output(ops.cast(g, arch.head(m, rows, config), "float32"), "logits");
   g.outputs.sort((a, b) => Number(b.name === "logits") - Number(a.name === "logits"));
 }

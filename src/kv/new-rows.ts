@@ -2,11 +2,12 @@
  * A graph that gives out of each cache only the rows of the tokens it was fed: whoever runs it keeps the rest and appends
  * them. For a runtime that copies every output (WASM), where a whole cache a token is megabytes, and garbage.
  */
+import { elementCode } from "../onnx/graph.ts";
 import type { GraphProto, ModelProto, NodeProto, TensorProto } from "../onnx/proto.ts";
+import { ATTENTION, INPUT } from "./attention-nodes.ts";
 
-/** Inputs of GroupQueryAttention that are caches; its outputs 1 and 2 are the same, longer. */
-const PAST = [3, 4];
-const INT64 = 7;
+/** Inputs of the attention that are caches; its outputs 1 and 2 are the same, longer. */
+const PAST = [INPUT.pastKey, INPUT.pastValue];
 /** Shape with a start and an end. */
 const OLDEST_OPSET = 15n;
 const LENGTH_AXIS = 2;
@@ -31,10 +32,10 @@ function canGiveRows({ graph, opsetImport }: ModelProto): boolean {
   const others = new Set<string>();
   for (const { opType, input, output } of nodesOf(graph)) {
     for (const [at, name] of input.entries()) {
-      if (opType === "GroupQueryAttention" && PAST.includes(at)) seen.add(name);
+      if (opType === ATTENTION && PAST.includes(at)) seen.add(name);
       else others.add(name);
     }
-    if (opType === "GroupQueryAttention") for (const name of output.slice(1, 3)) presents.add(name);
+    if (opType === ATTENTION) for (const name of output.slice(1, 3)) presents.add(name);
   }
   return pasts.every((past) => seen.has(past) && !others.has(past)) && ![...presents].some((name) => others.has(name));
 }
@@ -45,7 +46,7 @@ export function withNewRows(model: ModelProto): ModelProto | undefined {
   const { graph } = model;
   const axes: TensorProto = {
     name: "rows/axes",
-    dataType: INT64,
+    dataType: elementCode("int64"),
     dims: [1n],
     rawData: new Uint8Array(BigInt64Array.of(BigInt(LENGTH_AXIS)).buffer),
   };
@@ -66,7 +67,7 @@ export function withNewRows(model: ModelProto): ModelProto | undefined {
   ];
   const changed = (nodes: readonly NodeProto[]): NodeProto[] => nodes.flatMap(changedNode);
   const changedNode = (node: NodeProto): NodeProto[] => {
-    if (node.opType !== "GroupQueryAttention") {
+    if (node.opType !== ATTENTION) {
       const attribute = node.attribute.map((one) =>
         one.g ? { ...one, g: { ...one.g, node: changed(one.g.node) } } : one,
       );

@@ -184,6 +184,9 @@ export function splitLast(g: Graph, x: Value, sizes: readonly number[]): Value[]
   );
 }
 
+/** An end for `slice` that is beyond every last row. */
+export const LAST = 0x7fffffffffff;
+
 /** x[start:end] along one axis; start and end are (1) int64 values. */
 export function slice(g: Graph, x: Value, start: Value, end: Value, axis: number, size: Dim): Value {
   return g.node("Slice", [x, start, end, g.ints([axis])], [{ type: x.type, shape: x.shape.with(axis, size) }])[0];
