@@ -13,11 +13,15 @@ import { NibbleError } from "../errors.ts";
 import type { Manifest } from "../export/model-folder.ts";
 import { dataFiles } from "../export/open-graph.ts";
 import { decodeModel } from "../onnx/proto.ts";
-import { decodeBlock, encodeBlock, PREFIX_SUFFIX, PREFIX_VERSION } from "../runtime/prefix-block.ts";
+import {
+  decodeBlock,
+  encodeBlock,
+  FINGERPRINT_DIGITS,
+  PREFIX_SUFFIX,
+  PREFIX_VERSION,
+} from "../runtime/prefix-block.ts";
 import type { Block, BlockStore } from "../runtime/prefix-cache.ts";
 
-/** Of a hash, in hexadecimal: enough that no two models meet. */
-const FINGERPRINT_DIGITS = 32;
 const sha256 = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest();
 /** On disk at most, where nobody says: the prompts of a few dozen assistants. */
 export const DEFAULT_PREFIX_DISK_BYTES = 2 ** 30;

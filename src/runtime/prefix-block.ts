@@ -9,6 +9,8 @@ const MAGIC = new TextEncoder().encode("NIBBLEKV");
 /** Changes when the layout or what the blocks mean does. */
 export const PREFIX_VERSION = 1;
 export const PREFIX_SUFFIX = ".kv";
+/** Of the hash that tells one model's blocks from another's, in hexadecimal: enough that no two models meet. */
+export const FINGERPRINT_DIGITS = 32;
 const HASH_BYTES = 32;
 /** Magic, version and hash. */
 const REST_AT = MAGIC.length + 4 + HASH_BYTES;

@@ -59,10 +59,8 @@ export class PrefixCache<Part extends ArrayBufferView> {
     if (this.maxBytes <= 0) return;
     count = Math.min(count, tokens.length);
     const known = this.chain(tokens.slice(0, count));
-    let parent = known.at(-1)?.key ?? "";
-    for (let start = known.length * BLOCK_TOKENS; start + BLOCK_TOKENS <= count; start += BLOCK_TOKENS) {
-      const slice = tokens.slice(start, start + BLOCK_TOKENS);
-      const key = blockKey(parent, slice);
+    const after = { start: known.length * BLOCK_TOKENS, parent: known.at(-1)?.key };
+    for (const { start, key, parent, tokens: slice } of blocksOf(tokens, count, after)) {
       const parts = this.store.readTokens(row, start, BLOCK_TOKENS);
       const sizeBytes = parts.reduce((sum, part) => sum + part.byteLength, 0);
       const old = this.blocks.get(key); // another text with the same hash: the newer one stays
@@ -71,7 +69,6 @@ export class PrefixCache<Part extends ArrayBufferView> {
       this.blocks.set(key, block);
       this.sizeBytes += sizeBytes;
       this.disk?.write(key, block);
-      parent = key;
     }
     for (const { key, block } of known.reverse()) this.touch(key, block);
     this.makeRoom();
@@ -91,15 +88,11 @@ export class PrefixCache<Part extends ArrayBufferView> {
 
   private chain(tokens: readonly number[]): { key: string; block: Block<Part> }[] {
     const found: { key: string; block: Block<Part> }[] = [];
-    let parent = "";
-    for (let start = 0; start + BLOCK_TOKENS <= tokens.length; start += BLOCK_TOKENS) {
-      const slice = tokens.slice(start, start + BLOCK_TOKENS);
-      const key = blockKey(parent, slice);
+    for (const place of blocksOf(tokens, tokens.length)) {
+      const { key } = place;
       const block = this.blocks.get(key) ?? this.load(key);
-      // a hash may be shared, tokens may not
-      if (!block || block.parent !== parent || block.tokens.some((token, i) => token !== slice[i])) break;
+      if (!block || !belongsTo(block, place)) break;
       found.push({ key, block });
-      parent = key;
     }
     return found;
   }
@@ -123,8 +116,38 @@ export class PrefixCache<Part extends ArrayBufferView> {
   }
 }
 
+/** A whole block of a text. */
+interface BlockPlace {
+  /** Of its first token. */
+  readonly start: number;
+  readonly key: string;
+  /** Key of the block before it, "" of the first one. */
+  readonly parent: string;
+  readonly tokens: readonly number[];
+}
+
+/** The whole blocks of a text's first `count` tokens, in order; those from `after` on, where its parent is known. */
+export function* blocksOf(
+  tokens: readonly number[],
+  count: number,
+  after: { readonly start: number; readonly parent: string | undefined } = { start: 0, parent: undefined },
+): Generator<BlockPlace> {
+  let { start, parent = "" } = after;
+  for (; start + BLOCK_TOKENS <= count; start += BLOCK_TOKENS) {
+    const slice = tokens.slice(start, start + BLOCK_TOKENS);
+    const key = blockKey(parent, slice);
+    yield { start, key, parent, tokens: slice };
+    parent = key;
+  }
+}
+
+/** Whether what was found under a place's key is of that text: a hash may be shared, tokens may not. */
+export function belongsTo(block: Block<unknown>, { parent, tokens }: BlockPlace): boolean {
+  return block.parent === parent && block.tokens.every((token, i) => token === tokens[i]);
+}
+
 /** Two FNV-1a hashes of 32 bits over the parent's key and the block's tokens. */
-export function blockKey(parent: string, tokens: readonly number[]): string {
+function blockKey(parent: string, tokens: readonly number[]): string {
   let a = 0x811c9dc5;
   let b = 0x9747b28c;
   const add = (value: number) => {

@@ -9,8 +9,14 @@
  */
 import { sha256 } from "@noble/hashes/sha2.js";
 import { sha256Hex } from "../hash.ts";
-import { decodeBlock, encodeBlock, PREFIX_SUFFIX, PREFIX_VERSION } from "../runtime/prefix-block.ts";
-import { BLOCK_TOKENS, type Block, blockKey } from "../runtime/prefix-cache.ts";
+import {
+  decodeBlock,
+  encodeBlock,
+  FINGERPRINT_DIGITS,
+  PREFIX_SUFFIX,
+  PREFIX_VERSION,
+} from "../runtime/prefix-block.ts";
+import { BLOCK_TOKENS, type Block, belongsTo, blocksOf } from "../runtime/prefix-cache.ts";
 import { fileHandle, listFiles, openSink, subfolder } from "./opfs.ts";
 
 /** Below a model's own folder. */
@@ -18,9 +24,6 @@ export const PREFIXES = "prefixes";
 const USED = "used.json";
 /** Of one model at most, where nobody says: some 5,000 tokens of SmolLM2's float cache, 20,000 of its int8 one. */
 export const DEFAULT_PREFIX_BYTES = 2 ** 28;
-/** Of a hash, in hexadecimal: enough that no two models meet. */
-const FINGERPRINT_DIGITS = 32;
-
 /** A cache whose rows can be taken out and put back. */
 export interface PrefixRows {
   /** The tokens that it holds. */
@@ -87,13 +90,12 @@ export class PrefixStore {
   async restore(rows: PrefixRows, prompt: readonly number[], shared: number): Promise<number> {
     const start = Math.floor(shared / BLOCK_TOKENS) * BLOCK_TOKENS;
     const blocks: Block<Uint8Array>[] = [];
-    for (const { at, key, parent, tokens } of chainOf(prompt, prompt.length - 1)) {
-      const path = this.path(key);
+    for (const place of blocksOf(prompt, prompt.length - 1)) {
+      const path = this.path(place.key);
       if (!this.sizes.has(path)) break;
-      if (at < start) continue;
+      if (place.start < start) continue;
       const block = await this.read(path);
-      // a hash may be shared, tokens may not
-      if (!block || block.parent !== parent || block.tokens.some((token, i) => token !== tokens[i])) break;
+      if (!block || !belongsTo(block, place)) break;
       blocks.push(block as Block<Uint8Array>);
     }
     const end = start + blocks.length * BLOCK_TOKENS;
@@ -107,12 +109,12 @@ export class PrefixStore {
     const { held } = rows;
     let count = 0;
     while (count < Math.min(held.length, prompt.length) && held[count] === prompt[count]) count++;
-    const chain = [...chainOf(prompt, count)];
+    const chain = [...blocksOf(prompt, count)];
     try {
-      for (const { at, key, parent, tokens } of chain) {
+      for (const { start, key, parent, tokens } of chain) {
         const path = this.path(key);
         if (this.sizes.has(path)) continue;
-        const parts = await rows.takeRows(at, BLOCK_TOKENS);
+        const parts = await rows.takeRows(start, BLOCK_TOKENS);
         await this.write(path, { tokens, parent, parts, sizeBytes: 0 });
       }
       // the first block is needed most
@@ -200,17 +202,6 @@ export class PrefixStore {
 export async function forgetPrefixes(prefixes: FileSystemDirectoryHandle): Promise<void> {
   for await (const name of prefixes.keys())
     await prefixes.removeEntry(name, { recursive: true }).catch(() => undefined);
-}
-
-/** The whole blocks of a prompt's first `count` tokens, each with its key and its parent's. */
-function* chainOf(prompt: readonly number[], count: number) {
-  let parent = "";
-  for (let at = 0; at + BLOCK_TOKENS <= count; at += BLOCK_TOKENS) {
-    const tokens = prompt.slice(at, at + BLOCK_TOKENS);
-    const key = blockKey(parent, tokens);
-    yield { at, key, parent, tokens };
-    parent = key;
-  }
 }
 
 async function readUsed(root: FileSystemDirectoryHandle): Promise<Readonly<Record<string, number>>> {
