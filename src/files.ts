@@ -3,6 +3,8 @@
  * `src/node/files.ts` implements these on `node:fs`; the page implements them on OPFS and dropped files.
  */
 
+import { NibbleError } from "./errors.ts";
+
 /** Random access to the bytes of one file. */
 export interface ByteSource {
   /** Shown in messages: a path, a URL or a file name. */
@@ -13,6 +15,11 @@ export interface ByteSource {
   /** In hex, where the platform hashes faster than JavaScript does. */
   sha256?(): Promise<string>;
   close?(): Promise<void>;
+}
+
+/** Error `bad_file`: `found` is what is wrong with the file, a sentence without its end or one that asks. */
+export function badFile({ name }: Pick<ByteSource, "name">, found: string): NibbleError {
+  return new NibbleError("bad_file", `${name}: ${found}${found.endsWith("?") ? "" : "."}`);
 }
 
 /** A folder to read from; paths use `/`, relative to the folder. */

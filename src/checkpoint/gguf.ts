@@ -3,7 +3,7 @@
  * Every count and length is compared with what is left of the file before anything is allocated for it.
  */
 import { NibbleError } from "../errors.ts";
-import type { ByteSource } from "../files.ts";
+import { type ByteSource, badFile } from "../files.ts";
 import { GGML_TYPES, type GgmlType, typeById } from "./ggml-types.ts";
 
 /** A metadata value; 64-bit integers that a double cannot hold are bigints. */
@@ -83,10 +83,6 @@ export async function readGguf(source: ByteSource): Promise<Gguf> {
       length = Math.min(Math.max(2 * length, error.wanted), MAX_HEADER_BYTES, source.sizeBytes);
     }
   }
-}
-
-function badFile(source: Pick<ByteSource, "name">, found: string): NibbleError {
-  return new NibbleError("bad_file", `${source.name}: ${found}${found.endsWith("?") ? "" : "."}`);
 }
 
 /** The bytes at hand end before the header does. */

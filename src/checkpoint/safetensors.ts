@@ -4,7 +4,7 @@
  * implementation (github.com/huggingface/safetensors): no overlap, no hole, no byte that no tensor owns.
  */
 import { NibbleError } from "../errors.ts";
-import type { ByteSink, ByteSource } from "../files.ts";
+import { type ByteSink, type ByteSource, badFile } from "../files.ts";
 import { type DType, sizeOf } from "../tensor/dtypes.ts";
 import { duplicateKeys, isJsonObject, type JsonObject } from "./json.ts";
 
@@ -48,8 +48,7 @@ export interface SafetensorsHeader {
 
 /** Reads and checks the header of a safetensors file; errors: `bad_file`, `unsupported` for a foreign dtype. */
 export async function readSafetensorsHeader(source: ByteSource): Promise<SafetensorsHeader> {
-  const bad = (found: string) =>
-    new NibbleError("bad_file", `${source.name}: ${found}${found.endsWith("?") ? "" : "."}`);
+  const bad = (found: string) => badFile(source, found);
   if (source.sizeBytes < 8) {
     throw bad(`${source.sizeBytes} bytes are too few for a safetensors file; was the download cut off?`);
   }

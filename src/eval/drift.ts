@@ -168,7 +168,7 @@ function contextGain(losses: readonly Float32Array[]): number | undefined {
   return stretch(0, EARLY) - stretch(LATE);
 }
 
-function mean(values: readonly number[]): number {
+export function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 

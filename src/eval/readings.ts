@@ -13,7 +13,7 @@ import { NibbleError } from "../errors.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { BlockForward } from "./block-forward.ts";
 import { LogitComparer } from "./compare.ts";
-import { compareStates, type DriftOptions } from "./drift.ts";
+import { compareStates, type DriftOptions, mean } from "./drift.ts";
 
 /** One way to read a checkpoint. */
 export interface Reading {
@@ -237,8 +237,4 @@ function withHeadRows(weights: Weights, headDim: number, source: (row: number) =
       return out;
     },
   };
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

@@ -1,6 +1,7 @@
 /**
  * What an export has to show before it is kept: its graph computes what it should, the float model it came from is a
- * language model and no other reading of its checkpoint is a better one, and what quantization cost is measured. Reference and model run block by block.
+ * language model and no other reading of its checkpoint is a better one, and what quantization cost is measured.
+ * Reference and model run block by block.
  */
 import type { Model } from "../arch/index.ts";
 import { dequantizedWeights, floatWeights, type Weights } from "../arch/weights.ts";
