@@ -13,16 +13,15 @@ export function logSoftmax(logits: Float32Array, vocab: number): number[] {
   return out;
 }
 
-/** (tokens * vocab) log-probabilities at every position, `chunk` tokens a run, with a float32 cache between them. */
-export async function logProbabilities(
+/** Logits of a text, `chunk` tokens a run with a float32 cache between them: (1, tokens of the run, vocab) each. */
+export async function* logitsOf(
   runtime: Pick<typeof ort, "Tensor">,
   session: ort.InferenceSession,
   ids: readonly number[],
   chunk: number,
-): Promise<number[]> {
+): AsyncGenerator<ort.Tensor> {
   const int64 = (values: readonly number[], dims: number[]) =>
     new runtime.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
-  const out: number[] = [];
   let past: ort.InferenceSession.OnnxValueMapType = {};
   for (let start = 0; start < ids.length; start += chunk) {
     const part = ids.slice(start, start + chunk);
@@ -39,8 +38,20 @@ export async function logProbabilities(
       feeds[input.name] = past[input.name.replace("past_key_values", "present")] ?? empty;
     }
     past = await session.run(feeds);
-    const logits = past.logits as ort.Tensor;
-    for (const value of logSoftmax(logits.data as Float32Array, logits.dims[2])) out.push(value);
+    yield past.logits as ort.Tensor;
+  }
+}
+
+/** (tokens * vocab) log-probabilities at every position, from runs of `chunk` tokens. */
+export async function logProbabilities(
+  runtime: Pick<typeof ort, "Tensor">,
+  session: ort.InferenceSession,
+  ids: readonly number[],
+  chunk: number,
+): Promise<number[]> {
+  const out: number[] = [];
+  for await (const { data, dims } of logitsOf(runtime, session, ids, chunk)) {
+    for (const value of logSoftmax(data as Float32Array, dims[2])) out.push(value);
   }
   return out;
 }

@@ -19,6 +19,7 @@ import { nodeFolder } from "../../src/node/files.ts";
 import type { Ort } from "../../src/onnx/ort.ts";
 import { encodeModel } from "../../src/onnx/proto.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
+import { logitsOf } from "../log-probabilities.ts";
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -47,30 +48,6 @@ const sessions = {
   stored: (await openGraph(ort as unknown as Ort, folder, GRAPH, { accuracyLevel: 0 })) as ort.InferenceSession,
   twin: await ort.InferenceSession.create(encodeModel(twin), { externalData }),
 };
-
-/** Logits (tokens, vocab) of a window, `chunk` tokens a run. */
-async function* logitsOf(session: ort.InferenceSession, ids: readonly number[], chunk: number) {
-  const int64 = (values: readonly number[], dims: number[]) =>
-    new ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
-  let past: ort.InferenceSession.OnnxValueMapType = {};
-  for (let start = 0; start < ids.length; start += chunk) {
-    const part = ids.slice(start, start + chunk);
-    const total = start + part.length;
-    const feeds: Record<string, ort.OnnxValue> = {
-      input_ids: int64(part, [1, part.length]),
-      attention_mask: int64(Array(total).fill(1), [1, total]),
-      num_logits_to_keep: int64([0], []),
-    };
-    for (const input of session.inputMetadata) {
-      if (!input.isTensor || !input.name.startsWith("past")) continue;
-      const dims = input.shape.map((size, axis) => (typeof size === "number" ? size : axis === 0 ? 1 : 0));
-      const empty = new ort.Tensor("float32", new Float32Array(0), dims);
-      feeds[input.name] = past[input.name.replace("past_key_values", "present")] ?? empty;
-    }
-    past = await session.run(feeds);
-    yield (past.logits as ort.Tensor).data as Float32Array;
-  }
-}
 
 function logSumExp(row: Float32Array): number {
   let max = Number.NEGATIVE_INFINITY;
@@ -103,7 +80,8 @@ for await (const shared of forward.logits(hidden)) {
   const ids = windows[done++];
   for (const [run, [, session, chunk]] of runs.entries()) {
     let at = 0;
-    for await (const logits of logitsOf(session, ids, chunk)) {
+    for await (const { data } of logitsOf(ort, session, ids, chunk)) {
+      const logits = data as Float32Array;
       for (let row = 0; row < logits.length; row += vocab, at += vocab) {
         sums[run] += kl(reference.subarray(at, at + vocab), logits.subarray(row, row + vocab)) / ids.length;
       }

@@ -24,7 +24,7 @@ import { decodeModel, encodeModel } from "../../src/onnx/proto.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { SMALL_SUBGROUPS_CHUNK } from "../../src/web/session.ts";
 import { repoPath } from "../helpers.ts";
-import { logProbabilities, logSoftmax, meanKl } from "../log-probabilities.ts";
+import { logitsOf, logProbabilities, logSoftmax, meanKl } from "../log-probabilities.ts";
 import { LIMIT_MS, noChromium, openPage, WEBGPU, withBrowser } from "./chromium.ts";
 import { type Host, startHost } from "./host.ts";
 import { integerTwin } from "./parity/twin.ts";
@@ -74,7 +74,7 @@ describe.skipIf(noChromium())("the shipped 4-bit file", { timeout: LIMIT_MS + 30
     await writeFile(join(folder, "float.onnx"), await graph(floatWeights(checkpoint)));
     await writeFile(join(folder, "twin.onnx"), encodeModel(await integerTwin(decodeModel(four))));
     await writeFile(join(folder, "index.html"), PAGE);
-    await writeFile(join(folder, "run.mjs"), `${logSoftmax}\nexport ${logProbabilities}`);
+    await writeFile(join(folder, "run.mjs"), `${logSoftmax}\n${logitsOf}\nexport ${logProbabilities}`);
     host = await startHost({ folders: { "/": folder, "/ort/": repoPath("node_modules/onnxruntime-web/dist") } });
     await products.dispose();
     await checkpoint.dispose();

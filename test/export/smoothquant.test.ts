@@ -1,9 +1,8 @@
 /** The 8-bit integer export of stories260K: as Nibble runs it, and as transformers.js takes it by default on WASM. */
 import { readFileSync } from "node:fs";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
+import { AutoModelForCausalLM, Tensor } from "@huggingface/transformers";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { smoothquant } from "../../quant/recipes.ts";
 import type { Manifest } from "../../src/export/model-folder.ts";
@@ -13,6 +12,7 @@ import { exportFolder } from "../../src/node/export-folder.ts";
 import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { quantize } from "../../src/node/quantize.ts";
 import { decodeModel } from "../../src/onnx/proto.ts";
+import { type TransformersHome, transformersHome } from "../fixtures/transformers-home.ts";
 import { repoPath } from "../helpers.ts";
 
 const golden = JSON.parse(readFileSync(repoPath("models/stories260k/golden.json"), "utf8")) as {
@@ -22,23 +22,18 @@ const golden = JSON.parse(readFileSync(repoPath("models/stories260k/golden.json"
 const TOKENS = 48;
 /** <s> Once upon a time */
 const PROMPT = [1, 403, 407, 261, 378];
+let transformers: TransformersHome;
 let home: string;
 let manifest: Manifest;
-const before = { path: env.localModelPath, remote: env.allowRemoteModels };
 
 beforeAll(async () => {
-  home = await mkdtemp(join(tmpdir(), "nibble-q8-"));
+  transformers = await transformersHome();
+  home = transformers.path;
   const checkpoint = await openCheckpoint(repoPath("models/stories260k"));
   manifest = await exportFolder(await quantize(checkpoint, smoothquant()), join(home, "q8"));
   await checkpoint.dispose();
-  env.localModelPath = home;
-  env.allowRemoteModels = false;
 });
-afterAll(async () => {
-  env.localModelPath = before.path;
-  env.allowRemoteModels = before.remote;
-  await rm(home, { recursive: true });
-});
+afterAll(() => transformers.close());
 
 test("is judged as it runs, and loses next to nothing", () => {
   expect(manifest.graph).toBe("onnx/model_quantized.onnx");

@@ -1,32 +1,27 @@
 /** The embedded model in every dtype that Nibble writes: @huggingface/transformers opens it and says the same tokens. */
 import { readFileSync } from "node:fs";
-import { mkdtemp, readdir, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
+import { AutoModelForCausalLM, Tensor } from "@huggingface/transformers";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { ModelDtype } from "../../src/export/model-folder.ts";
 import { exportFolder } from "../../src/node/export-folder.ts";
 import { openInMemory } from "../fixtures/open-in-memory.ts";
 import { DTYPES, engineTokens, makeStories } from "../fixtures/stories-dtypes.ts";
+import { type TransformersHome, transformersHome } from "../fixtures/transformers-home.ts";
 import { repoPath } from "../helpers.ts";
 
 const TOKENS = 64;
 const golden: number[] = JSON.parse(readFileSync(repoPath("models", "stories260k", "golden.json"), "utf8"))
   .greedy_from_bos.tokens;
+let transformers: TransformersHome;
 let home: string;
-const before = { path: env.localModelPath, remote: env.allowRemoteModels };
 
 beforeAll(async () => {
-  home = await mkdtemp(join(tmpdir(), "nibble-transformers-"));
-  env.localModelPath = home;
-  env.allowRemoteModels = false;
+  transformers = await transformersHome();
+  home = transformers.path;
 });
-afterAll(async () => {
-  env.localModelPath = before.path;
-  env.allowRemoteModels = before.remote;
-  await rm(home, { recursive: true });
-});
+afterAll(() => transformers.close());
 
 async function theirs(name: string, options: { readonly dtype?: ModelDtype }): Promise<number[]> {
   const model = await AutoModelForCausalLM.from_pretrained(name, options);

@@ -1,13 +1,12 @@
 /** Folders of every family that @huggingface/transformers has, loaded and run by it, config.json and caches included. */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
+import { AutoModelForCausalLM, Tensor } from "@huggingface/transformers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { floatWeights } from "../../src/arch/weights.ts";
 import { exportModel, writeManifest } from "../../src/export/export.ts";
 import { nodeSink } from "../../src/node/folder-sink.ts";
 import { maxDifference, openModel, readGolden } from "../arch/golden-model.ts";
+import { type TransformersHome, transformersHome } from "../fixtures/transformers-home.ts";
 import { goldenModels } from "../helpers.ts";
 
 const TOLERANCE = 2e-4; // as in test/arch/golden.test.ts
@@ -17,22 +16,15 @@ const UNKNOWN_THERE = ["mixtral", "olmoe"];
 const folders = [...goldenModels()].filter(([name]) => !UNKNOWN_THERE.includes(name));
 
 describe.each(folders)("%s in transformers.js", (name, folder) => {
-  let home: string;
-  const before = { path: env.localModelPath, remote: env.allowRemoteModels };
+  let home: TransformersHome;
   beforeAll(async () => {
-    home = await mkdtemp(join(tmpdir(), "nibble-transformers-"));
-    env.localModelPath = home;
-    env.allowRemoteModels = false;
+    home = await transformersHome();
   });
-  afterAll(async () => {
-    env.localModelPath = before.path;
-    env.allowRemoteModels = before.remote;
-    await rm(home, { recursive: true });
-  });
+  afterAll(() => home.close());
 
   test("gives the reference's logits and greedy tokens", async () => {
     const model = await openModel(folder);
-    const sink = await nodeSink(join(home, name));
+    const sink = await nodeSink(join(home.path, name));
     const weights = floatWeights(model.checkpoint);
     await writeManifest(sink, await exportModel({ model, weights }, sink, { dtype: "fp32" }));
     await sink.commit();
