@@ -68,9 +68,14 @@ async function findPort(): Promise<MessagePort | undefined> {
   return undefined;
 }
 
+async function isOpen(page: string | undefined): Promise<boolean> {
+  return page !== undefined && (await self.clients.get(page)) !== undefined;
+}
+
 async function connect(): Promise<App> {
   const port = await findPort();
-  const engine = port && (await remoteEngine(port, ENGINE_TIMEOUT_MS));
+  const page = lender;
+  const engine = port && (await remoteEngine(port, ENGINE_TIMEOUT_MS, () => isOpen(page)));
   if (!engine) throw new Error("no page with an open model");
   const { weightBytes } = engine.info.memory;
   const created = Math.floor(Date.now() / 1000);
@@ -81,7 +86,7 @@ async function connect(): Promise<App> {
 async function answer(request: Request): Promise<Response> {
   try {
     // a page that was closed says nothing, and its port neither
-    if (lender !== undefined && !(await self.clients.get(lender))) app = undefined;
+    if (lender !== undefined && !(await isOpen(lender))) app = undefined;
     app ??= connect();
     return await (await app).fetch(request);
   } catch {

@@ -85,7 +85,25 @@ describe.skipIf(noChromium())("models in the page", { timeout: LIMIT_MS + 30_000
           return { status: answer.status, body: await answer.json() };
         });
       expect(await models()).toMatchObject({ status: 200, body: { data: [{ id: "stories260k" }] } });
+      // some 12 seconds of answers, of which the first begin before the page is closed
+      const body = { model: "stories260k", prompt: "Once", max_tokens: 400, ignore_eos: true, n: 16, stream: true };
+      const reading = other.evaluateHandle(async (body) => {
+        const headers = { "Content-Type": "application/json" };
+        const answer = await fetch("/v1/completions", { method: "POST", headers, body: JSON.stringify(body) });
+        const reader = answer.body!.pipeThrough(new TextDecoderStream()).getReader();
+        const first = (await reader.read()).value ?? "";
+        const rest = (async () => {
+          let text = "";
+          for (let part = await reader.read(); !part.done; part = await reader.read()) text += part.value;
+          return text;
+        })();
+        return { first, rest };
+      }, body);
+      expect(await (await reading).evaluate(({ first }) => first)).toContain("data: ");
       await page.close();
+      const rest = await (await reading).evaluate(({ rest }) => rest);
+      expect(rest).toContain(`"code":"engine_error"`);
+      expect(rest).not.toContain("[DONE]");
       expect(await models()).toMatchObject({ status: 503, body: { error: { code: "no_engine" } } });
     }));
 
