@@ -1,7 +1,8 @@
 /** The server in Node: listens, answers, and ends in order on SIGTERM or SIGINT. */
-import type { Server } from "node:http";
+import { type Server, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { createAdaptorServer } from "@hono/node-server";
+import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { NibbleError } from "../src/errors.ts";
 import { hasPage } from "../src/node/page.ts";
 import { createApp } from "./app.ts";
@@ -10,7 +11,9 @@ import { formatLog } from "./log.ts";
 import { ModelRegistry, type ModelSource, type RegistryOptions } from "./models.ts";
 import { prometheusMetrics } from "./node/metrics.ts";
 import { pageFiles } from "./node/page-files.ts";
+import { chunkSocket, sendText } from "./node/send-text.ts";
 import type { SecurityOptions } from "./security.ts";
+import { textOf } from "./sse.ts";
 
 export interface ServeOptions extends SecurityOptions, RegistryOptions {
   readonly models: readonly ModelSource[];
@@ -63,7 +66,14 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
     draining: () => draining,
   });
   const server = createAdaptorServer({
-    fetch: app.fetch,
+    fetch: async (request, { outgoing }) => {
+      const response = await app.fetch(request);
+      const text = response.body && textOf(response.body);
+      const socket = outgoing instanceof ServerResponse ? chunkSocket(outgoing) : undefined;
+      if (!text || !socket) return response;
+      sendText(response, text, outgoing as ServerResponse, socket);
+      return RESPONSE_ALREADY_SENT;
+    },
     serverOptions: {
       maxHeaderSize: MAX_HEADER_BYTES,
       headersTimeout: HEADERS_TIMEOUT_MS,
