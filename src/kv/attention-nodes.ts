@@ -3,7 +3,7 @@
  * what they say about themselves, and putting other nodes in their place.
  */
 import { NibbleError } from "../errors.ts";
-import { type Dim, type ElementType, elementCode, Graph, toGraphProto, type Value } from "../onnx/graph.ts";
+import { type Dim, type ElementType, Graph, inlineGraphProto, type Value } from "../onnx/graph.ts";
 import type { AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto } from "../onnx/proto.ts";
 
 export const ATTENTION = "GroupQueryAttention";
@@ -111,7 +111,7 @@ export function replaceAttention(
     replace(g, attention);
     return { node: attention.node, start };
   });
-  const added = addedProto(g);
+  const added = inlineGraphProto(g);
   const starts = new Map(made.map(({ node, start }, i) => [node, [start, made[i + 1]?.start ?? g.nodes.length]]));
   const node = model.graph.node.flatMap((original) => {
     const range = starts.get(original);
@@ -122,17 +122,8 @@ export function replaceAttention(
 
 /** The same model with the nodes of `g` after its own, and g's inputs and outputs among its own. */
 export function addToModel(model: ModelProto, g: Graph): ModelProto {
-  const added = addedProto(g);
+  const added = inlineGraphProto(g);
   return joined(model, [...model.graph.node, ...added.node], added);
-}
-
-function addedProto(g: Graph): GraphProto {
-  return toGraphProto(g, ({ name, type, shape, data }) => ({
-    name,
-    dataType: elementCode(type),
-    dims: shape.map(BigInt),
-    rawData: data as Uint8Array,
-  }));
 }
 
 function joined(model: ModelProto, node: NodeProto[], added: GraphProto): ModelProto {

@@ -1,38 +1,29 @@
 /**
- * Many tokens at once over an int8 cache through ONNX Runtime's float attention: with its int8 kernel SmolLM2 reads a
- * prompt of 512 tokens at two thirds of the speed (880 tokens a second, 1,320 over a float cache). In each layer an If node
- * chooses; both ways compute with the same codes, so only the rounding of sums tells them apart.
- *   few rows    the GroupQueryAttention that was there
- *   many rows   new keys and values rotated, rounded to codes and read back; the past read back to float; attention in
- *               float; the new codes put at their place in the cache
- * The weights lie outside of the If nodes: one session, one copy of them.
+ * A piece of a prompt over an int8 cache through ONNX Runtime's float attention: with its int8 kernel SmolLM2 reads a
+ * prompt of 512 tokens at two thirds of the speed (880 tokens a second, 1,320 over a float cache). Both compute with the
+ * same codes, so only the rounding of sums tells them apart: new keys and values are rotated, rounded to codes and read
+ * back, the past is read back to float, and the new codes are put at their place in the cache.
  */
-import { elementCode, Graph, toGraphProto, type Value } from "../onnx/graph.ts";
+import { elementCode, type Graph, type Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
-import type { GraphProto, ModelProto, NodeProto, ValueInfoProto } from "../onnx/proto.ts";
+import type { ModelProto } from "../onnx/proto.ts";
 import { type AttentionNode, attentionNodes, INPUT, outer, replaceAttention } from "./attention-nodes.ts";
 
-/** A guess of a few tokens is faster through the int8 kernel, a piece of a prompt through the float one. */
-const MANY_ROWS = 32;
 /** SmolLM2, 512 rows: 6 % faster than in one block, 1 % slower after 3,500 others. */
 const BLOCKS = 4;
 const INT8_MIN = -128;
 const INT8_MAX = 127;
 
-/** The second way in every layer with an int8 cache; `model` is left as it is, and is what comes back where no layer has one. */
+/**
+ * The model for many tokens of one sequence (`byRows` joins both); `model` is left as it is, and is what comes back where
+ * no layer has an int8 cache.
+ */
 export function withFloatPrefill(model: ModelProto): ModelProto {
   const caches = model.graph.input.filter(({ name }) => name.startsWith("past_"));
   const isInt8 = caches.every(({ type }) => type?.tensorType?.elemType === elementCode("int8"));
   if (!isInt8 || !computesInFloat32(model)) return model;
   const layers = attentionNodes(model, "--kv int8").filter(isPlain);
-  let many: Value | undefined;
-  return replaceAttention(model, layers, (g, layer) => {
-    const inputs = layerInputs(layer);
-    many ??= isOneLongRow(g, inputs.query);
-    const given = layer.node.output.map((name, i) => ({ ...(i === 0 ? inputs.query : inputs.pastKey), name }));
-    const attributes = { then_branch: floatWay(g, layer, inputs), else_branch: asItWas(layer, given) };
-    g.node("If", [many], given, { attributes });
-  });
+  return layers.length === 0 ? model : replaceAttention(model, layers, floatWay);
 }
 
 /** Whether activations are float32, which the gains of norms tell. */
@@ -82,61 +73,28 @@ function layerInputs({ node, heads, kvHeads, headDim }: AttentionNode): LayerInp
   };
 }
 
-/** bool (): the batch is one row of many tokens. */
-function isOneLongRow(g: Graph, query: Value): Value {
-  const compare = (opType: string, axis: number, to: number) =>
-    g.node(
-      opType,
-      [ops.squeeze(g, ops.shapeOf(g, query, axis), 0), g.ints([to], [])],
-      [{ type: "bool", shape: [] }],
-    )[0];
-  const both = [compare("Equal", 0, 1), compare("GreaterOrEqual", 1, MANY_ROWS)];
-  return g.node("And", both, [{ type: "bool", shape: [] }])[0];
-}
-
-/** A branch: values of the graph around it are read by name, its constants are put there too. */
-function branch(around: Graph, name: string, build: (g: Graph) => readonly Value[]): GraphProto {
-  const g = new Graph(name);
-  g.scope = `${around.scope}/${name}`;
-  const given = build(g);
-  for (const { name, type, shape, data } of g.initializers.values()) around.initializer(name, type, shape, data);
-  g.initializers.clear();
-  return { ...toGraphProto(g, () => ({})), output: given.map(anyShape) };
-}
-
-/** An output without a shape: both branches give the same one, and a batch's is another than a single row's. */
-function anyShape({ name, type }: Value): ValueInfoProto {
-  return { name, type: { tensorType: { elemType: elementCode(type) } } };
-}
-
-/** The operator as it was, its outputs under names of the branch. */
-function asItWas({ node }: AttentionNode, given: readonly Value[]): GraphProto {
-  const outputs = given.map((value) => ({ ...value, name: `${value.name}/few` }));
-  const inner: NodeProto = { ...node, output: outputs.map(({ name }) => name) };
-  return { name: "few", node: [inner], initializer: [], input: [], output: outputs.map(anyShape) };
-}
-
-function floatWay(around: Graph, layer: AttentionNode, inputs: LayerInputs): GraphProto {
-  return branch(around, "many", (g) => {
-    const { heads, kvHeads, headDim } = layer;
-    const width = kvHeads * headDim;
-    const [query, key, value] = inputs.key
-      ? [inputs.query, inputs.key, inputs.value as Value]
-      : ops.splitLast(g, inputs.query, [heads * headDim, width, width]);
-    const end = ops.cast(g, ops.reshape(g, inputs.total, [1], [1]), "int64");
-    const start = ops.sub(g, end, ops.shapeOf(g, query, 1));
-    const turned = (x: Value, count: number) => (layer.rotary ? rotated(g, layer, x, start, count) : x);
-    const keys = throughCodes(g, layer, turned(key, kvHeads), inputs.pastKey, inputs.keyScale, start, end);
-    const values = throughCodes(g, layer, value, inputs.pastValue, inputs.valueScale, start, end);
-    const output = inBlocks(
-      g,
-      layer,
-      [turned(query, heads), keys.fresh, values.fresh],
-      [keys.past, values.past],
-      start,
-    );
-    return [output, keys.present, values.present];
-  });
+function floatWay(g: Graph, layer: AttentionNode): void {
+  const { heads, kvHeads, headDim } = layer;
+  const inputs = layerInputs(layer);
+  const width = kvHeads * headDim;
+  const [query, key, value] = inputs.key
+    ? [inputs.query, inputs.key, inputs.value as Value]
+    : ops.splitLast(g, inputs.query, [heads * headDim, width, width]);
+  const end = ops.cast(g, ops.reshape(g, inputs.total, [1], [1]), "int64");
+  const start = ops.sub(g, end, ops.shapeOf(g, query, 1));
+  const turned = (x: Value, count: number) => (layer.rotary ? rotated(g, layer, x, start, count) : x);
+  const keys = throughCodes(g, layer, turned(key, kvHeads), inputs.pastKey, inputs.keyScale, start, end);
+  const values = throughCodes(g, layer, value, inputs.pastValue, inputs.valueScale, start, end);
+  const rows = [turned(query, heads), keys.fresh, values.fresh];
+  const blocks = inBlocks(g, layer, rows, [keys.past, values.past], start);
+  for (const [i, [parts, axis]] of [
+    [blocks, 1] as const,
+    [keys.present, 2] as const,
+    [values.present, 2] as const,
+  ].entries()) {
+    const { type, shape } = parts[0];
+    g.node("Concat", parts, [{ type, shape, name: layer.node.output[i] }], { attributes: { axis } });
+  }
 }
 
 /**
@@ -149,7 +107,7 @@ function inBlocks(
   rows: readonly Value[],
   past: readonly [Value, Value],
   start: Value,
-): Value {
+): Value[] {
   const blocks = rows.map((x) =>
     g.node("Split", [x], Array(BLOCKS).fill({ type: x.type, shape: x.shape }), {
       attributes: { axis: 1, num_outputs: BLOCKS },
@@ -171,7 +129,7 @@ function inBlocks(
     outputs.push(output);
     [pastKey, pastValue] = [presentKey, presentValue];
   }
-  return ops.concat(g, outputs, 1);
+  return outputs;
 }
 
 /** x (1, seq, count * headDim) with the tokens from position `start` on. */
@@ -195,8 +153,8 @@ interface ThroughCodes {
   readonly fresh: Value;
   /** float32 (1, kvHeads, past, headDim) */
   readonly past: Value;
-  /** int8 (1, kvHeads, capacity, headDim): the cache with the new codes in it. */
-  readonly present: Value;
+  /** int8 (1, kvHeads, .., headDim) each: the cache with the new codes in it, in parts along its tokens. */
+  readonly present: readonly Value[];
 }
 
 /** New rows (1, seq, kvHeads * headDim) and cached codes, both as attention over codes reads them. */
@@ -220,5 +178,5 @@ function throughCodes(
   const after = ops.slice(g, cache, end, g.ints([ops.LAST]), 2, "spare");
   const perChannel = ops.reshape(g, scale, [1, kvHeads, 1, headDim], [1, kvHeads, 1, headDim]);
   const past = ops.mul(g, ops.cast(g, before, "float32"), perChannel);
-  return { fresh, past, present: ops.concat(g, [before, ops.transpose(g, split, [0, 2, 1, 3]), after], 2) };
+  return { fresh, past, present: [before, ops.transpose(g, split, [0, 2, 1, 3]), after] };
 }

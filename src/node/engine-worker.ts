@@ -10,6 +10,7 @@ import { evictionPolicy } from "../kv/eviction.ts";
 import { withEviction } from "../kv/eviction-graph.ts";
 import { withFloatPrefill } from "../kv/int8-prefill.ts";
 import { policyOf } from "../kv/policies.ts";
+import { byRows } from "../onnx/by-rows.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { decodeModel } from "../onnx/proto.ts";
 import { DraftModel } from "../runtime/draft.ts";
@@ -170,7 +171,7 @@ async function openDecoder(
   const path = join(folder, graph);
   const stored = decodeModel(await readFile(path), path);
   const model = eviction ? withEviction(stored, evictionPolicy(eviction.policy)) : stored;
-  const run = eviction || options.device !== "cpu" ? model : withFloatPrefill(model);
+  const run = eviction || options.device !== "cpu" ? model : byRows(model, withFloatPrefill(model));
   const opened = await openSession(ort, path, options, run === stored ? undefined : run);
   const session = openCache(ort, opened, model, path, contextLength, eviction);
   return { session, floatPrefill: run !== model };

@@ -186,7 +186,7 @@ export class ConstantFolder {
       graph.node.filter(({ output }) => !this.unpacked.has(output[0])),
       graph.output.map(({ name }) => name),
     );
-    const used = new Set(node.flatMap(({ input }) => input));
+    const used = new Set(node.flatMap(namesRead));
     for (const { name } of graph.output) used.add(name);
     const files: MemoryFile[] = [];
     const external = (head: TensorProto, data: Uint8Array): TensorProto => {
@@ -224,10 +224,16 @@ export function withoutUnused(nodes: readonly NodeProto[], outputs: readonly str
   const live: NodeProto[] = [];
   for (const node of nodes.toReversed()) {
     if (!node.output.some((name) => needed.has(name))) continue;
-    for (const name of node.input) needed.add(name);
+    for (const name of namesRead(node)) needed.add(name);
     live.push(node);
   }
   return live.reverse();
+}
+
+/** What a node reads: its inputs, and in its branches values of the graph around them. */
+export function namesRead(node: NodeProto): string[] {
+  const inside = node.attribute.flatMap(({ g }) => g?.node.flatMap(namesRead) ?? []);
+  return [...node.input, ...inside];
 }
 
 function attributeOf(node: NodeProto, name: string): bigint | string | undefined {

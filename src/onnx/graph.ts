@@ -202,6 +202,16 @@ export function toGraphProto(graph: Graph, tensor: (initializer: Initializer) =>
   };
 }
 
+/** The graph with all constants inside. */
+export function inlineGraphProto(graph: Graph): GraphProto {
+  return toGraphProto(graph, ({ name, type, shape, data }) => ({
+    name,
+    dataType: elementCode(type),
+    dims: shape.map(BigInt),
+    rawData: data as Uint8Array,
+  }));
+}
+
 /** Fields of the ModelProto around a graph; versions are not written, so equal graphs give equal bytes. */
 export const modelHeader = {
   irVersion: BigInt(IR_VERSION),
