@@ -301,7 +301,7 @@ class CapiSession {
   /** Values of tensors that are read and written in place: a caller hands in the same ones step after step. */
   private readonly bound = new WeakMap<Tensor, Pointer>();
   private readonly collected: FinalizationRegistry<Pointer>;
-  private running: Promise<unknown> = Promise.resolve();
+  private running: Promise<unknown> | undefined;
   private released = false;
 
   constructor(
@@ -332,8 +332,16 @@ class CapiSession {
     const wanted: Feeds | Record<string, null> = Array.isArray(fetches)
       ? Object.fromEntries(fetches.map((name: string) => [name, null]))
       : (fetches as Feeds);
-    const result = this.running.then(() => this.runNow(feeds, wanted as Record<string, Tensor | null>));
-    this.running = result.catch(() => undefined);
+    const run = async () => {
+      try {
+        return await this.runNow(feeds, wanted as Record<string, Tensor | null>);
+      } finally {
+        if (this.running === result) this.running = undefined;
+      }
+    };
+    // one after the other; where none runs it begins before this returns, so that the caller can work beside it
+    const result: Promise<Record<string, Tensor>> = this.running?.then(run, run) ?? run();
+    this.running = result;
     return result;
   }
 
@@ -395,7 +403,7 @@ class CapiSession {
   async release(): Promise<void> {
     if (this.released) return;
     this.released = true;
-    await this.running;
+    await this.running?.catch(() => undefined); // its caller knows
     this.api.call.ReleaseSession(this.session);
   }
 }

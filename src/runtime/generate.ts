@@ -81,6 +81,16 @@ export class Generation {
     return this.tokensLeft > 0;
   }
 
+  /**
+   * Makes the mask of the next token, which depends on the tokens before it alone: called while the step that gives its
+   * logits runs. What fails here fails in `take` again, as this request's error.
+   */
+  prepareMask(): void {
+    try {
+      if (!this.finished) this.constraint?.allowed();
+    } catch {}
+  }
+
   /** What a draft model's logits say comes next. */
   guess(logits: Float32Array): Guess {
     return this.sampler.guess(logits);

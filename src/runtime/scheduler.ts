@@ -254,7 +254,9 @@ export class Scheduler {
     const reach = prompt.length > limit ? Math.max(size, limit + 1 - sequence.past) : size;
     const end = this.pieceEnd(sequence, sequence.past + reach);
     const chunk = prompt.slice(sequence.past, end);
-    const logits = await this.session.append(row, sequence.past, chunk, promptLogprobs === undefined ? "last" : "all");
+    const running = this.session.append(row, sequence.past, chunk, promptLogprobs === undefined ? "last" : "all");
+    if (end === prompt.length) generation.prepareMask();
+    const logits = await running;
     if (this.prefilling !== sequence) return; // closed meanwhile
     if (promptLogprobs !== undefined) {
       for (const [i, scored] of logits.entries()) {
@@ -298,10 +300,12 @@ export class Scheduler {
       return;
     }
     const startedAt = this.clock();
-    const logits = await this.session.decode(
+    const running = this.session.decode(
       batch.map(({ past }) => past),
       batch.map(({ seen }) => seen[seen.length - 1]),
     );
+    for (const { generation } of batch) generation.prepareMask();
+    const logits = await running;
     if (batch.length === 1) {
       const ms = this.clock() - startedAt;
       this.plainStepMs = this.plainStepMs === undefined ? ms : 0.8 * this.plainStepMs + 0.2 * ms;

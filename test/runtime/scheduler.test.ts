@@ -1,7 +1,7 @@
 /** The order in which many requests get their tokens, on a session that only counts. */
 import { expect, test } from "vitest";
 import { NibbleError } from "../../src/errors.ts";
-import type { GenerateOptions, Piece } from "../../src/runtime/engine.ts";
+import type { GenerateOptions, Piece, TokenConstraint } from "../../src/runtime/engine.ts";
 import { Generation } from "../../src/runtime/generate.ts";
 import { lookUp } from "../../src/runtime/lookup.ts";
 import { BLOCK_TOKENS, PrefixCache } from "../../src/runtime/prefix-cache.ts";
@@ -15,6 +15,7 @@ const BYTES_PER_TOKEN = 4;
 class FakeSession implements BatchSession {
   readonly steps: string[] = [];
   readonly rows: number[][] = [];
+  stepsDone = 0;
   mostBytes = 0;
   failAt = Number.POSITIVE_INFINITY;
 
@@ -25,6 +26,7 @@ class FakeSession implements BatchSession {
   private async step(name: string): Promise<void> {
     this.steps.push(name);
     await new Promise(setImmediate);
+    this.stepsDone++;
     if (this.steps.length >= this.failAt) throw new Error("the model broke");
   }
 
@@ -71,10 +73,11 @@ function setUp(options: Partial<SchedulerOptions> = {}) {
   const session = new FakeSession();
   const clock = () => session.steps.length;
   const scheduler = new Scheduler(session, { maxBatch: 4, maxWaiting: 100, clock, ...options });
-  const ask = (prompt: readonly number[], generate: GenerateOptions = {}) => {
+  const ask = (prompt: readonly number[], generate: GenerateOptions = {}, constraint?: TokenConstraint) => {
     const sampling = resolveSampling({ temperature: 0 }, {}, BYTE_VOCAB);
     const limits = { contextLength: 10_000 };
-    const generation = new Generation(byteTokenizer(), prompt, { ignoreEos: true, ...generate }, sampling, limits);
+    const asked = { ignoreEos: true, ...generate };
+    const generation = new Generation(byteTokenizer(), prompt, asked, sampling, limits, constraint);
     return scheduler.submit({ generation, signal: generate.signal });
   };
   return { session, scheduler, ask };
@@ -206,4 +209,29 @@ test("a guess is what followed the latest place that has enough behind it", () =
   expect(lookUp([1, 2, 5, 5, 1, 2, 6, 6, 1, 2], 2)).toEqual([6, 6]);
   expect(lookUp([4, 4, 4, 4, 4, 4, 4, 4], 3)).toEqual([4, 4, 4]);
   expect(lookUp([1, 2, 3], 3)).toEqual([]);
+});
+
+test("a mask is made while the step runs whose logits it masks; one that fails ends its own request", async () => {
+  const { session, ask } = setUp();
+  const madeAt: string[] = [];
+  const evenOnly = new Uint32Array(8).fill(0x55555555);
+  const constraint = (failsAfter: number): TokenConstraint => {
+    let accepted = 0;
+    return {
+      done: false,
+      allowed() {
+        madeAt.push(`${session.steps.length} begun, ${session.stepsDone} done`);
+        if (accepted >= failsAfter) throw new Error("no such state");
+        return evenOnly;
+      },
+      accept: () => accepted++,
+    };
+  };
+  const tokens = await collect(ask([1, 2], { maxTokens: 2 }, constraint(9)));
+  expect(tokens.every((id) => id % 2 === 0)).toBe(true);
+  expect(madeAt).toEqual(["1 begun, 0 done", "1 begun, 1 done", "2 begun, 1 done", "2 begun, 2 done"]);
+
+  const other = collect(ask([3, 4], { maxTokens: 3 }));
+  await expect(collect(ask([5], { maxTokens: 3 }, constraint(1)))).rejects.toThrow("no such state");
+  expect(await other).toEqual(expected([3, 4], 3));
 });
