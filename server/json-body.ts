@@ -26,7 +26,11 @@ export async function readJsonBody(c: Context, limits: BodyLimits): Promise<Json
     const message = `Unsupported Content-Encoding '${encoding.slice(0, 64)}': send the body as it is, not compressed.`;
     throw new ApiError(415, "unsupported_media_type", message);
   }
-  const text = decodeUtf8(await readBytes(c.req.raw, c.req.header("content-length"), limits));
+  const bytes = await readBytes(c.req.raw, c.req.header("content-length"), limits).catch((error) => {
+    if (error instanceof ApiError) throw error;
+    throw new ApiError(400, "incomplete_body", "The body ended before it was whole."); // the client left, or was too slow
+  });
+  const text = decodeUtf8(bytes);
   if (nesting(text) > limits.maxNesting) {
     throw new ApiError(400, "invalid_json", `The JSON body nests deeper than ${limits.maxNesting} levels.`);
   }

@@ -45,6 +45,8 @@ const DEFAULT_DRAIN_MS = 30_000;
 /** A client has this long to send its headers and its body: a slow one holds no connection for ever. */
 const HEADERS_TIMEOUT_MS = 20_000;
 const REQUEST_TIMEOUT_MS = 120_000;
+/** How late such a limit may be noticed; Node's own 30 s would more than double the first. */
+const CONNECTION_CHECK_MS = 2_000;
 const KEEP_ALIVE_TIMEOUT_MS = 65_000; // above the 60 s of common proxies, so that they close first
 const SWEEP_MS = 50;
 const MAX_HEADER_BYTES = 16 * 1024;
@@ -78,6 +80,7 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
       maxHeaderSize: MAX_HEADER_BYTES,
       headersTimeout: HEADERS_TIMEOUT_MS,
       requestTimeout: REQUEST_TIMEOUT_MS,
+      connectionsCheckingInterval: CONNECTION_CHECK_MS,
       keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
     },
   }) as Server;

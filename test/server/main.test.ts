@@ -66,6 +66,18 @@ test("what still runs when the drain time is over is cut", async () => {
   await expect(reading).rejects.toThrow();
 });
 
+test("a client that leaves in the middle of its body is no fault of the server's", async () => {
+  const statuses: number[] = [];
+  const { server } = await start({}, { log: ({ status }) => statuses.push(status) });
+  for (const size of ["Content-Length: 100", "Transfer-Encoding: chunked"]) {
+    const socket = connect(server.port, "127.0.0.1");
+    socket.write(`POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n${size}\r\n\r\n2\r\n{"\r\n`);
+    socket.end();
+    socket.resume();
+  }
+  await vi.waitFor(() => expect(statuses).toEqual([400, 400]));
+});
+
 test("a client that goes away over a socket frees its place", async () => {
   const { engine, chat } = await start({ delayMs: 10 });
   const control = new AbortController();
