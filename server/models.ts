@@ -75,7 +75,7 @@ const ALSO_WAITING = 256;
 export class ModelRegistry {
   private readonly entries = new Map<string, Entry>();
   private readonly queueLimit: number;
-  private readonly idleMs: number;
+  readonly idleMs: number;
   private readonly memoryBytes: number;
   private readonly onEvent: (message: string, error?: unknown) => void;
   /** Loads run one after the other: two at once would both count on the same free memory. */

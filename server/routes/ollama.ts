@@ -8,7 +8,7 @@ import { body, type Hold, hold, holding, requestFacts, type ServerContext, strea
 import { embed } from "../embed.ts";
 import { fimPrompt } from "../fim.ts";
 import { type RunningAnswers, startAnswers } from "../generate.ts";
-import type { ModelStatus } from "../models.ts";
+import type { ModelRegistry, ModelStatus } from "../models.ts";
 import {
   chatJob,
   generateJob,
@@ -32,22 +32,23 @@ const NS_PER_MS = 1e6;
 
 export function ollama(context: ServerContext): Hono {
   const { registry } = context;
+  const listed = (status: ModelStatus) => describe(status, registry.idleMs);
   return new Hono()
     .get("/api/version", (c) => c.json({ version: OLLAMA_VERSION }))
-    .get("/api/tags", (c) => c.json({ models: registry.list().map(describe) }))
+    .get("/api/tags", (c) => c.json({ models: registry.list().map(listed) }))
     .get("/api/ps", (c) =>
       c.json({
         models: registry
           .list()
           .filter(({ engine }) => engine)
-          .map(describe),
+          .map(listed),
       }),
     )
     .post("/api/show", async (c) => {
       const request = ollamaShow.parse(await body(c, context));
       const lease = await registry.use(request.model ?? request.name);
       try {
-        return c.json(show(lease.engine));
+        return c.json(show(lease.engine, created(registry, lease.id)));
       } finally {
         lease.release();
       }
@@ -87,7 +88,10 @@ function notOffered(c: Context): never {
   throw new ApiError(400, "unsupported_value", message, { code: "unsupported" });
 }
 
-function describe({ id, created, sizeBytes, engine }: ModelStatus) {
+/** How Ollama says "never". */
+const NEVER_UNLOADED = new Date("2318-01-01T00:00:00Z");
+
+function describe({ id, created, sizeBytes, engine, lastUsed }: ModelStatus, idleMs: number) {
   return {
     name: id,
     model: id,
@@ -95,7 +99,7 @@ function describe({ id, created, sizeBytes, engine }: ModelStatus) {
     size: sizeBytes,
     size_vram: 0,
     digest: "",
-    expires_at: new Date(0).toISOString(),
+    expires_at: (engine && idleMs === 0 ? NEVER_UNLOADED : new Date(lastUsed + idleMs)).toISOString(),
     details: details(engine),
   };
 }
@@ -108,11 +112,20 @@ function details(engine: Engine | undefined) {
     family,
     families: family === "" ? [] : [family],
     parameter_size: "",
-    quantization_level: /_(\w+)\.onnx$/.exec(engine?.info.file ?? "")?.[1] ?? "",
+    quantization_level: engine ? weightFormat(engine.info.file) : "",
   };
 }
 
-function show(engine: Engine) {
+/** "q4" of onnx/model_q4.kv-int8.onnx; transformers.js' names, where no suffix is float32. */
+function weightFormat(file: string): string {
+  const [, dtype = "fp32"] = /(?:_([a-z0-9]+))?(?:\.[\w-]+)?\.onnx$/.exec(file) ?? [];
+  return dtype;
+}
+
+const created = (registry: ModelRegistry, id: string): number =>
+  registry.list().find((status) => status.id === id)?.created ?? 0;
+
+function show(engine: Engine, createdAt: number) {
   const { info, tokenizer } = engine;
   const template = tokenizer.chatTemplate ?? "";
   const capabilities = ["completion", "embedding"];
@@ -131,7 +144,7 @@ function show(engine: Engine) {
       [`${info.modelType}.vocab_size`]: info.vocabSize,
     },
     capabilities,
-    modified_at: new Date(0).toISOString(),
+    modified_at: new Date(createdAt * 1000).toISOString(),
   };
 }
 

@@ -272,8 +272,12 @@ describe("ollama", () => {
 
   test("what it asks about models", async () => {
     expect((await client().list()).models[0].name).toBe(MODEL);
-    expect((await client().ps()).models).toHaveLength(1);
-    expect((await client().show({ model: MODEL })).capabilities).toContain("completion");
+    const [running] = (await client().ps()).models;
+    expect(running).toMatchObject({ name: MODEL, details: { quantization_level: "fp32" } });
+    expect(Date.parse(String(running.expires_at))).toBeGreaterThan(Date.now());
+    const shown = await client().show({ model: MODEL });
+    expect(shown.capabilities).toContain("completion");
+    expect(shown.modified_at).toEqual((await client().list()).models[0].modified_at);
     const { embeddings } = await client().embed({ model: MODEL, input: ["a", "b"] });
     expect(embeddings).toHaveLength(2);
     await expect(client().chat({ model: "none", messages })).rejects.toThrow(/does not exist/);
