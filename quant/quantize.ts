@@ -22,7 +22,7 @@ import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize } from "../src/tensor/quantized.ts";
 import { type Fold, foldColumns, foldMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
 import { type Activations, BlockRunner, floatName, type OpenBlock } from "./block-runner.ts";
-import { ChannelMoment, SecondMoment } from "./calibrate.ts";
+import { ChannelMoment, SecondMoment, scaledTokens, streamShares } from "./calibrate.ts";
 import { ExpectedInputs } from "./expected-inputs.ts";
 import { quantizeTable, tablesOf } from "./head.ts";
 import { LearnedBlocks } from "./learned-blocks.ts";
@@ -319,7 +319,11 @@ class SiteWalk {
       sampler?.add(X);
       const float = aims && floatsOf(aims[i], wanted);
       if (!keep) aims?.[i].delete(wanted);
-      if (float && residual) await moment.add(X, difference(float, floatsOf(batch, residual.before)));
+      if (float && residual) {
+        const shares = streamShares(float, this.model.config.hiddenSize);
+        const missing = difference(float, floatsOf(batch, residual.before));
+        await moment.add(scaledTokens(X, shares), scaledTokens(missing, shares));
+      }
       // routed experts may see other tokens in the two prefixes; there is nothing to compare then
       else await moment.add(X, float?.length === X.length ? float : undefined);
       this.tools.onTime?.("moments", performance.now() - started);

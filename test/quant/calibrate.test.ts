@@ -1,7 +1,10 @@
 import { describe, expect, test } from "vitest";
-import { ChannelMoment, SecondMoment, tokenWindows } from "../../quant/calibrate.ts";
+import { ChannelMoment, SecondMoment, scaledTokens, streamShares, tokenWindows } from "../../quant/calibrate.ts";
+import { gptqMatrix } from "../../quant/gptq.ts";
+import { rowLosses } from "../../quant/loss.ts";
+import { type InputStatistics, roundScaleToF16 } from "../../quant/types.ts";
 import { plainProducts } from "../../src/tensor/linalg.ts";
-import { normals, random, secondMoment } from "./random.ts";
+import { correlatedInputs, normals, random, secondMoment } from "./random.ts";
 
 describe("second moments", () => {
   test("batches add up to the moment of all tokens", async () => {
@@ -65,6 +68,45 @@ describe("second moments", () => {
     await moment.add(X, X);
     await moment.add(X);
     expect(moment.statistics().FX).toBeUndefined();
+  });
+});
+
+describe("shares of the residual stream", () => {
+  test("make every token's stream the same size", () => {
+    const stream = normals(12 * 6, random(5)).map((x, i) => (i < 6 ? 1000 * x : x));
+    const scaled = scaledTokens(stream, streamShares(stream, 6));
+    for (let token = 0; token < 12; token++) {
+      let squares = 0;
+      for (let i = token * 6; i < (token + 1) * 6; i++) squares += scaled[i] ** 2;
+      expect(squares / 6).toBeCloseTo(1, 5);
+    }
+    expect([...streamShares(new Float32Array(6), 6)]).toEqual([0]); // a token of zeros has nothing that a norm could raise
+  });
+
+  test("let GPTQ see the tokens beside one that is a thousand times larger", async () => {
+    const next = random(6);
+    const [tokens, rows, cols] = [256, 24, 32];
+    const W = { rows, cols, data: normals(rows * cols, next) };
+    const ordinary = correlatedInputs(tokens, cols, next);
+    const X = ordinary.slice();
+    for (let i = 0; i < cols; i++) X[i] = i === 3 ? 30_000 : X[i];
+    const { f32, gramSum } = plainProducts;
+    const stream = await f32(X, W.data, { m: tokens, k: cols, n: rows, transB: true });
+    const moment = async (inputs: Float32Array): Promise<InputStatistics> => {
+      const sum = gramSum(cols);
+      await sum.add(inputs, tokens);
+      return { tokens, H: sum.total().XX.map((value) => value / tokens) };
+    };
+    const spec = { bits: 4, groupSize: 32, symmetric: false, roundScale: roundScaleToF16 };
+    const others = secondMoment(ordinary, tokens, cols);
+    const lossBy = async (statistics: InputStatistics) => {
+      const losses = await rowLosses(W, await gptqMatrix(W, spec, statistics, plainProducts), others, plainProducts);
+      return losses.reduce((sum, loss) => sum + loss, 0);
+    };
+    const blind = await lossBy(await moment(X));
+    const seeing = await lossBy(await moment(scaledTokens(X, streamShares(stream, rows))));
+    expect(seeing).toBeLessThan(0.2 * blind);
+    expect(seeing).toBeLessThan(1.05 * (await lossBy(await moment(ordinary))));
   });
 });
 
