@@ -54,7 +54,9 @@ export const chat = withLoadFlags(
     if (prompt === undefined && flags.json) {
       throw new NibbleError("bad_option", "--json answers one prompt: give it with -p or on standard input.");
     }
-    const engine = await openEngine(dir, flags, context);
+    // int8 weights take 1.6 s to make (SmolLM2), more than a conversation's prompts save by them: 0.3 ms a token
+    const { promptProducts = "stored" } = flags;
+    const engine = await openEngine(dir, { ...flags, promptProducts }, context);
     try {
       const conversation = new Conversation(engine, flags, context);
       if (prompt === undefined) await interact(conversation, context);

@@ -24,7 +24,7 @@ export async function openEngine(
 ): Promise<Engine> {
   const expected = await expectedMemory(dir, flags);
   output.note(`${dir}: ${describeMemory(expected)}`);
-  const { device, threads, binding, kv, kvPolicy, kvBudget, context, draft, prefixCache } = flags;
+  const { device, threads, binding, kv, kvPolicy, kvBudget, context, draft, prefixCache, promptProducts } = flags;
   const chatTemplate = await readTemplate(flags.chatTemplate);
   const engine = await loadEngine(dir, {
     device,
@@ -36,14 +36,17 @@ export async function openEngine(
     context,
     chatTemplate,
     draft,
+    promptProducts,
     prefixCacheDir: prefixCache,
     maxWaiting,
     signal,
     onNote: (note) => output.note(`note: ${note}`),
   });
-  const { id, file, binding: used, kv: cache } = engine.info;
+  const { id, file, binding: used, kv: cache, promptProducts: products } = engine.info;
   if (cache.keeps) output.note(cache.keeps);
-  output.note(`${id}: ${file} on ${used}, ${cache.format} KV cache`);
+  output.note(
+    `${id}: ${file} on ${used}, ${cache.format} KV cache${products === "int8" ? ", prompts through int8 products" : ""}`,
+  );
   return engine;
 }
 

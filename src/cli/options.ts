@@ -5,6 +5,7 @@ import { NibbleError } from "../errors.ts";
 import { MADE_FORMATS, type MadeFormat } from "../eval/kv-caches.ts";
 import { KV_POLICIES } from "../kv/policies.ts";
 import type { Binding } from "../node/binding.ts";
+import { PROMPT_PRODUCTS, type PromptProducts } from "../node/prompt-choice.ts";
 import { type NamedText, readTextFile } from "../node/text-windows.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { OutputFlags } from "./output.ts";
@@ -53,6 +54,7 @@ export interface LoadFlags extends OutputFlags {
   readonly chatTemplate?: string;
   readonly prefixCache?: string;
   readonly draft?: string;
+  readonly promptProducts?: PromptProducts;
 }
 
 export function withLoadFlags(command: Command): Command {
@@ -76,6 +78,12 @@ export function withLoadFlags(command: Command): Command {
       .option(
         "--prefix-cache <folder>",
         "keep what was computed of prompts there, for later runs: 1 GiB at most (default: off)",
+      )
+      .addOption(
+        new Option(
+          "--prompt-products <how>",
+          "weights that prompts are multiplied with: int8 ones made at load, or as stored, slower (default: int8 in serve where memory allows)",
+        ).choices(PROMPT_PRODUCTS),
       )
       .option("--chat-template <file>", "use this Jinja template instead of the model's own")
       .option("--draft <dir>", "a smaller model with the same tokenizer that guesses ahead; answers stay as they are"),

@@ -5,7 +5,7 @@ import { type ByteSource, type FolderSource, readAll } from "../files.ts";
 import { ConstantFolder, type MemoryFile, type ReadTensor } from "../onnx/fold-constants.ts";
 import { withFloatActivations } from "../onnx/integer-product.ts";
 import type { Ort } from "../onnx/ort.ts";
-import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
+import { decodeModel, encodeModel, type ModelProto, type TensorProto } from "../onnx/proto.ts";
 
 export interface OpenGraphOptions {
   readonly session?: InferenceSession.SessionOptions;
@@ -62,15 +62,19 @@ export function tensorReader(
 /**
  * Graph and tensors for a session in memory, where the file stores codes or scales at their own width: unpacked here,
  * one tensor at a time, they cost a fraction of what the runtime takes. Undefined where it can open the file as it is.
+ * @param beside weights that only memory holds: the runtime takes those of a folder or of memory, not of both
  */
 export async function unpackedModel(
   folder: FolderSource,
   path: string,
   model: ModelProto,
+  beside: readonly MemoryFile[] = [],
 ): Promise<{ readonly bytes: Uint8Array; readonly externalData: readonly MemoryFile[] } | undefined> {
   const reader = tensorReader(folder, path.slice(0, path.lastIndexOf("/") + 1));
-  const constants = new ConstantFolder(model, reader.read);
-  if (constants.unpacked.size === 0) return undefined;
+  const inMemory = new Map(beside.map(({ path, data }) => [path, data]));
+  const read: ReadTensor = async (tensor) => inMemory.get(locationOf(tensor) ?? "") ?? reader.read(tensor);
+  const constants = new ConstantFolder(model, read);
+  if (constants.unpacked.size === 0 && beside.length === 0) return undefined;
   try {
     const folded = await constants.fold();
     return { bytes: encodeModel(folded.model), externalData: folded.files };
@@ -89,11 +93,14 @@ export async function readGraph(folder: FolderSource, path: string): Promise<Mod
   }
 }
 
+/** The file beside the graph that holds a tensor, if one does. */
+function locationOf({ dataLocation, externalData }: TensorProto): string | undefined {
+  return dataLocation === 1 ? externalData?.find(({ key }) => key === "location")?.value : undefined;
+}
+
 /** Names of the files beside the graph that hold its large tensors. */
 export function dataFiles(model: ModelProto): readonly string[] {
-  const locations = model.graph.initializer.flatMap(({ dataLocation, externalData = [] }) =>
-    dataLocation === 1 ? externalData.filter(({ key }) => key === "location").map(({ value }) => value) : [],
-  );
+  const locations = model.graph.initializer.flatMap((tensor) => locationOf(tensor) ?? []);
   return [...new Set(locations)].sort();
 }
 

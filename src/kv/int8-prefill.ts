@@ -4,6 +4,7 @@
  * same codes, so only the rounding of sums tells them apart: new keys and values are rotated, rounded to codes and read
  * back, the past is read back to float, and the new codes are put at their place in the cache.
  */
+import { computesInFloat32 } from "../onnx/by-rows.ts";
 import { elementCode, type Graph, type Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import type { ModelProto } from "../onnx/proto.ts";
@@ -24,15 +25,6 @@ export function withFloatPrefill(model: ModelProto): ModelProto {
   if (!isInt8 || !computesInFloat32(model)) return model;
   const layers = attentionNodes(model, "--kv int8").filter(isPlain);
   return layers.length === 0 ? model : replaceAttention(model, layers, floatWay);
-}
-
-/** Whether activations are float32, which the gains of norms tell. */
-function computesInFloat32({ graph }: ModelProto): boolean {
-  const types = new Map(graph.initializer.map(({ name, dataType }) => [name, dataType]));
-  const norms = graph.node.filter(({ opType }) => opType.endsWith("LayerNormalization"));
-  return (
-    norms.length > 0 && norms.every(({ input }) => input.some((name) => types.get(name) === elementCode("float32")))
-  );
 }
 
 /** What only other exporters' attention has is left to the operator: positions, a bias, sinks, capped scores. */

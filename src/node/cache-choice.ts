@@ -3,6 +3,7 @@ import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { NibbleError } from "../errors.ts";
 import { dataFiles, readGraph } from "../export/open-graph.ts";
+import { integerProductBytes } from "../export/prompt-products.ts";
 import { cacheNeed } from "../kv/cache-need.ts";
 import { type KeptTokens, keptTokensOf, mostTokens, requireTogether } from "../kv/policies.ts";
 import type { ModelProto } from "../onnx/proto.ts";
@@ -26,6 +27,8 @@ export interface CacheChoice extends MemoryNeed {
   readonly kept: KeptTokens;
   /** Positions that a text may reach. */
   readonly positions: number;
+  /** Of int8 weights for prompts (src/export/prompt-products.ts), where they are made. */
+  readonly promptBytes: number;
   /** Why it is another cache than the default one; for people. */
   readonly note?: string;
 }
@@ -48,6 +51,7 @@ export async function chooseCache(folder: string, offer: ModelOffer, wish: Cache
     positions,
     contextLength: Math.min(positions, mostTokens(kept) ?? positions),
     weightBytes: await sizeOf(folder, graph, model),
+    promptBytes: integerProductBytes(model),
     kvBytesPerToken: bytesPerToken,
     kvFixedBytes: fixedBytes,
     note: noteOf(folder, offer, wish, format),

@@ -6,6 +6,7 @@ import type { WindowPolicy } from "../kv/window.ts";
 import type { EngineInfo, EngineStats, GenerateOptions, Piece } from "../runtime/engine.ts";
 import type { Binding } from "./binding.ts";
 import type { DraftSetup } from "./draft.ts";
+import type { PromptProducts } from "./prompt-choice.ts";
 
 export interface WorkerSetup {
   readonly folder: string;
@@ -13,6 +14,7 @@ export interface WorkerSetup {
   readonly device: "cpu" | "webgpu";
   readonly threads?: number;
   readonly graph: string;
+  readonly promptProducts: PromptProducts;
   /** Tokens that a row of the cache holds at most. */
   readonly contextLength: number;
   readonly window?: WindowPolicy;

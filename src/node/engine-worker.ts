@@ -5,6 +5,8 @@ import { setTimeout } from "node:timers/promises";
 import { parentPort, workerData } from "node:worker_threads";
 import { capabilitiesOf } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
+import { tensorReader } from "../export/open-graph.ts";
+import { type IntegerPrompts, withIntegerProducts } from "../export/prompt-products.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
 import { evictionPolicy } from "../kv/eviction.ts";
 import { withEviction } from "../kv/eviction-graph.ts";
@@ -12,7 +14,7 @@ import { withFloatPrefill } from "../kv/int8-prefill.ts";
 import { policyOf } from "../kv/policies.ts";
 import { byRows } from "../onnx/by-rows.ts";
 import type { Ort } from "../onnx/ort.ts";
-import { decodeModel } from "../onnx/proto.ts";
+import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import { DraftModel } from "../runtime/draft.ts";
 import { embedPrompt } from "../runtime/embed.ts";
 import type { GenerateOptions } from "../runtime/engine.ts";
@@ -159,22 +161,35 @@ function textLength({ contextLength, window }: WorkerSetup): number {
 
 interface OpenedDecoder {
   readonly session: CacheSession;
-  /** Long pieces of a prompt are computed in another way than short ones (int8-prefill.ts). */
-  readonly floatPrefill: boolean;
+  /** Pieces of a prompt are computed in another way than a few tokens (by-rows.ts). */
+  readonly readsInPieces: boolean;
 }
+
+type DecoderSetup = Pick<WorkerSetup, "folder" | "graph" | "contextLength" | "eviction" | "promptProducts">;
 
 async function openDecoder(
   ort: Ort,
-  { folder, graph, contextLength, eviction }: Pick<WorkerSetup, "folder" | "graph" | "contextLength" | "eviction">,
+  { folder, graph, contextLength, eviction, promptProducts }: DecoderSetup,
   options: OpenSessionOptions,
 ): Promise<OpenedDecoder> {
   const path = join(folder, graph);
   const stored = decodeModel(await readFile(path), path);
   const model = eviction ? withEviction(stored, evictionPolicy(eviction.policy)) : stored;
-  const run = eviction || options.device !== "cpu" ? model : byRows(model, withFloatPrefill(model));
-  const opened = await openSession(ort, path, options, run === stored ? undefined : run);
+  const many = options.device === "cpu" && !eviction ? withFloatPrefill(model) : model;
+  const prompts = promptProducts === "int8" ? await integerPrompts(many, folder, graph) : { model: many, files: [] };
+  const run = byRows(model, prompts.model);
+  const opened = await openSession(ort, path, options, run === stored ? undefined : run, prompts.files);
   const session = openCache(ort, opened, model, path, contextLength, eviction);
-  return { session, floatPrefill: run !== model };
+  return { session, readsInPieces: run !== model };
+}
+
+async function integerPrompts(model: ModelProto, folder: string, graph: string): Promise<IntegerPrompts> {
+  const reader = tensorReader(nodeFolder(folder), graph.slice(0, graph.lastIndexOf("/") + 1));
+  try {
+    return await withIntegerProducts(model, reader.read);
+  } finally {
+    await reader.close();
+  }
 }
 
 /** The session of `--draft`; errors: `unsupported` where a cache cannot be cut back to fewer tokens. */
@@ -184,7 +199,7 @@ async function openDraft(
   model: CacheSession,
   options: OpenSessionOptions,
 ): Promise<DecoderSession> {
-  const { session } = await openDecoder(ort, draft, options);
+  const { session } = await openDecoder(ort, { ...draft, promptProducts: "stored" }, options);
   for (const one of [model, session]) {
     if (one.can.cut && (one === model || one instanceof DecoderSession)) continue;
     throw new NibbleError(
@@ -219,7 +234,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const ort = await ortFor(setup.binding);
   // two thread pools that wait for work by spinning would take the cores from each other
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
-  const { session, floatPrefill } = await openDecoder(ort, setup, options);
+  const { session, readsInPieces } = await openDecoder(ort, setup, options);
   const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
   if (setup.binding === "capi") await collapsePages();
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
@@ -236,7 +251,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
     maxBatch,
     speculate: setup.speculate && can.cut && !without.speculation,
     rest: () => setTimeout(REST_MS),
-    wholeBlocks: floatPrefill,
+    wholeBlocks: readsInPieces,
     prefixStore,
     prefixCacheBytes: without["prefix cache"] || !can.copy ? 0 : setup.prefixCacheBytes,
   });
@@ -250,6 +265,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
       vocabSize,
       binding: `node-${setup.device}${setup.binding === "capi" ? "-capi" : ""}`,
       kv: { format: session.shape.kvFormat, ...policyOf({ window, eviction }) },
+      promptProducts: setup.promptProducts,
       maxBatch,
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,

@@ -23,6 +23,7 @@ import { type FromWorker, fromWire, type ToWorker, type WorkerSetup } from "./en
 import { nodeFolder } from "./files.ts";
 import { availableMemory, estimateMemory, requireMemory } from "./memory.ts";
 import { DEFAULT_PREFIX_DISK_BYTES } from "./prefix-files.ts";
+import { choosePromptProducts, type PromptProducts } from "./prompt-choice.ts";
 import { startWorker } from "./workers.ts";
 
 export interface LoadEngineOptions {
@@ -58,6 +59,11 @@ export interface LoadEngineOptions {
   readonly prefixCacheDirBytes?: number;
   /** Guess tokens by prompt lookup where one request runs alone (default true; the text is the same). */
   readonly speculate?: boolean;
+  /**
+   * How pieces of prompts are multiplied: "int8" (default on CPUs where memory allows) makes int8 weights of the 4-bit
+   * ones, "stored" uses those as single tokens do, two to three times slower.
+   */
+  readonly promptProducts?: PromptProducts;
   /**
    * Folder of a smaller model with the same tokenizer, which guesses tokens where one request runs alone; answers keep
    * their distribution (Leviathan et al. 2023), greedy and seeded ones every token. A 2-bit export always fits.
@@ -102,7 +108,13 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
   const draftBytes = draft ? draft.weightBytes + draft.kvBytesPerToken * draft.contextLength : 0;
   const need = estimateMemory(choice, Math.max(0, availableMemory() - draftBytes));
   requireMemory(folder, need);
-  const spareBytes = need.availableBytes - need.totalBytes;
+  const leftBytes = need.availableBytes - need.totalBytes;
+  const prompts = choosePromptProducts(folder, {
+    ...{ promptProducts: options.promptProducts, device, int8Bytes: choice.promptBytes },
+    ...{ weightBytes: need.weightBytes, spareBytes: leftBytes },
+  });
+  const promptBytes = prompts.products === "int8" ? choice.promptBytes : 0;
+  const spareBytes = leftBytes - promptBytes;
   const binding = await chooseBinding(options.binding, device);
   if (binding === "capi") await holdLibrary();
   const setup: WorkerSetup = {
@@ -111,6 +123,7 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     device,
     threads: options.threads ?? availableParallelism(),
     graph: choice.graph,
+    promptProducts: prompts.products,
     contextLength,
     window,
     eviction,
@@ -130,8 +143,8 @@ export async function loadEngine(folder: string, options: LoadEngineOptions = {}
     speculate: options.speculate ?? true,
     draft,
   };
-  if (choice.note) options.onNote?.(choice.note);
-  const weightBytes = need.weightBytes + (draft?.weightBytes ?? 0);
+  for (const { note } of [choice, prompts]) if (note) options.onNote?.(note);
+  const weightBytes = need.weightBytes + promptBytes + (draft?.weightBytes ?? 0);
   const engine = new NodeEngine(setup, tokenizer, weightBytes, options.onNote);
   report("load the model", 1);
   const stop = () => void engine.dispose();

@@ -4,6 +4,7 @@ import { basename, dirname } from "node:path";
 import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import { unpackedModel } from "../export/open-graph.ts";
+import type { MemoryFile } from "../onnx/fold-constants.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { Binding } from "./binding.ts";
@@ -42,18 +43,19 @@ const WEIGHTS_FOLDER = "model_external_initializers_file_folder_path";
 
 /**
  * A session on a graph file, or in memory where its constants have to be unpacked first or `changed` is another graph on
- * its weights; errors: `engine` with the runtime's own words.
+ * its weights and on `weights`; errors: `engine` with the runtime's own words.
  */
 export async function openSession(
   ort: Ort,
   path: string,
   options: OpenSessionOptions,
   changed?: ModelProto,
+  weights: readonly MemoryFile[] = [],
 ): Promise<InferenceSession> {
   const session = sessionOptions(options);
   const file = basename(path);
   const model = changed ?? decodeModel(await readFile(path), path);
-  const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, model);
+  const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, model, weights);
   try {
     if (!unpacked && !changed) return await ort.InferenceSession.create(path, session);
     if (!unpacked) {

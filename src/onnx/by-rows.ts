@@ -53,6 +53,13 @@ export function byRows(few: ModelProto, many: ModelProto): ModelProto {
 
 const FLOAT = elementCode("float32");
 
+/** Whether activations are float32, which the gains of norms tell. */
+export function computesInFloat32({ graph }: ModelProto): boolean {
+  const types = new Map(graph.initializer.map(({ name, dataType }) => [name, dataType]));
+  const norms = graph.node.filter(({ opType }) => opType.endsWith("LayerNormalization"));
+  return norms.length > 0 && norms.every(({ input }) => input.some((name) => types.get(name) === FLOAT));
+}
+
 type Test = (node: NodeProto) => boolean;
 
 /** Those that pass the test, and those that read of them. */

@@ -101,6 +101,8 @@ export interface EngineInfo {
     /** What a policy that forgets keeps, in words. */
     readonly keeps?: string;
   };
+  /** In Node: "int8" where pieces of prompts have int8 weights of their own, "stored" where they have those of the file. */
+  readonly promptProducts?: "int8" | "stored";
   readonly memory: MemoryUse;
   /** How many requests decode together at most. */
   readonly maxBatch: number;

@@ -1,8 +1,9 @@
 /**
- * What the integer twin of a 4-bit graph, which pages run on WASM, adds to the file's drift from the float model: KL over the
- * first windows of a text, for whole windows and token by token with the cache, each being another branch of the twin.
+ * What products of integers add to a 4-bit file's drift from the float model: KL over the first windows of a text.
+ *   the twin that pages run on WASM   whole windows, and token by token with the cache, each being another branch of it
+ *   prompts in Node                   int8 products of rotated columns (src/export/prompt-products.ts), whole windows
  *   npx tsx test/bench/twin-drift.ts <q4 folder> <checkpoint folder> <text file> [--windows 16] [--tokens 512]
- * The file as stored runs with float activations, as WASM computes it.
+ * The file as stored runs with float activations, as WASM computes it, and with rounded ones, as Node does.
  */
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
@@ -15,7 +16,9 @@ import { openHfFolder } from "../../src/checkpoint/hf-folder.ts";
 import { BlockForward } from "../../src/eval/block-forward.ts";
 import { toIntegerGraph } from "../../src/export/integer-graph.ts";
 import { openGraph, readGraph, tensorReader } from "../../src/export/open-graph.ts";
+import { withIntegerProducts } from "../../src/export/prompt-products.ts";
 import { nodeFolder } from "../../src/node/files.ts";
+import { openSession } from "../../src/node/ort.ts";
 import type { Ort } from "../../src/onnx/ort.ts";
 import { encodeModel } from "../../src/onnx/proto.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
@@ -42,11 +45,16 @@ const parts: Uint8Array[] = [];
 const sink = { write: async (bytes: Uint8Array) => void parts.push(bytes.slice()), close: async () => undefined };
 const reader = tensorReader(folder, "onnx/");
 const twin = await toIntegerGraph(await readGraph(folder, GRAPH), { read: reader.read, sink, location: "int8" });
+const stored = await readGraph(folder, GRAPH);
+const prompts = await withIntegerProducts(stored, reader.read);
 await reader.close();
 const externalData = [{ path: "int8", data: new Uint8Array(Buffer.concat(parts.splice(0))) }];
+const asStored = openSession.bind(undefined, ort as unknown as Ort, resolve(folderPath, GRAPH), { device: "cpu" });
 const sessions = {
-  stored: (await openGraph(ort as unknown as Ort, folder, GRAPH, { accuracyLevel: 0 })) as ort.InferenceSession,
+  float: (await openGraph(ort as unknown as Ort, folder, GRAPH, { accuracyLevel: 0 })) as ort.InferenceSession,
   twin: await ort.InferenceSession.create(encodeModel(twin), { externalData }),
+  stored: (await asStored()) as ort.InferenceSession,
+  prompts: (await asStored(prompts.model, prompts.files)) as ort.InferenceSession,
 };
 
 function logSumExp(row: Float32Array): number {
@@ -65,10 +73,13 @@ function kl(p: Float32Array, q: Float32Array): number {
   return sum;
 }
 
+/** Name, session, tokens a run, and the run that it is compared with. */
 const runs = [
-  ["4-bit file, float activations", sessions.stored, tokens],
-  ["twin, whole windows", sessions.twin, tokens],
-  ["twin, token by token", sessions.twin, 1],
+  ["4-bit file, float activations", sessions.float, tokens, 0],
+  ["twin, whole windows", sessions.twin, tokens, 0],
+  ["twin, token by token", sessions.twin, 1, 0],
+  ["4-bit file, rounded activations", sessions.stored, tokens, 3],
+  ["prompts in Node, whole windows", sessions.prompts, tokens, 3],
 ] as const;
 const sums = runs.map(() => 0);
 const forward = new BlockForward(ort as unknown as Ort, model, floatWeights(checkpoint), tokens);
@@ -93,7 +104,7 @@ await forward.dispose();
 
 console.log(`${windows.length} windows of ${tokens} tokens of ${text.split("/").at(-1)}\n`);
 console.log("| what runs | KL to the float model | added to the file's |\n| --- | --- | --- |");
-for (const [run, [name]] of runs.entries()) {
-  const mean = sums[run] / windows.length;
-  console.log(`| ${name} | ${mean.toFixed(4)} | ${run === 0 ? "" : (mean - sums[0] / windows.length).toFixed(4)} |`);
+for (const [run, [name, , , base]] of runs.entries()) {
+  const added = run === base ? "" : ((sums[run] - sums[base]) / windows.length).toFixed(4);
+  console.log(`| ${name} | ${(sums[run] / windows.length).toFixed(4)} | ${added} |`);
 }
