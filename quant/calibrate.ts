@@ -82,29 +82,6 @@ function divide(sums: Float32Array, count: number): Float32Array {
   return sums;
 }
 
-/** How unlike the tokens of a site's inputs are in size. */
-export class TokenSizes {
-  private readonly squares: number[] = [];
-
-  constructor(private readonly cols: number) {}
-
-  /** X (tokens, cols) */
-  add(X: Float32Array): void {
-    for (let i = 0; i < X.length; ) {
-      let sum = 0;
-      for (const end = i + this.cols; i < end; i++) sum += X[i] * X[i];
-      this.squares.push(sum);
-    }
-  }
-
-  /** The mean of the tokens' squares as a multiple of their median: 1 where they are alike. */
-  ratio(): number {
-    const sorted = Float64Array.from(this.squares).sort();
-    const median = sorted[sorted.length >> 1];
-    return median > 0 ? sorted.reduce((sum, square) => sum + square, 0) / sorted.length / median : 1;
-  }
-}
-
 /**
  * (tokens) what an error of each token counts for in the residual stream (tokens, features): 1 / rms, since whatever reads
  * the stream normalizes it. A few tokens are a thousand times larger in some layers (Sun et al. 2024, arXiv 2402.17762): in

@@ -22,12 +22,11 @@ import type { MatrixProducts } from "../src/tensor/linalg.ts";
 import { dequantize } from "../src/tensor/quantized.ts";
 import { type Fold, foldColumns, foldMoment, searchFold, unfoldColumns, unfoldedValues } from "./awq.ts";
 import { type Activations, BlockRunner, floatName, type OpenBlock } from "./block-runner.ts";
-import { ChannelMoment, SecondMoment, scaledTokens, streamShares, TokenSizes } from "./calibrate.ts";
+import { ChannelMoment, SecondMoment, scaledTokens, streamShares } from "./calibrate.ts";
 import { ExpectedInputs } from "./expected-inputs.ts";
 import { quantizeTable, tablesOf } from "./head.ts";
 import { LearnedBlocks } from "./learned-blocks.ts";
 import { asFloat32 } from "./loss.ts";
-import type { WeightFormat } from "./plan.ts";
 import { pruneMatrices } from "./prune.ts";
 import { QuantizedModel } from "./quantized-model.ts";
 import { type Recipe, windowsOf } from "./recipes.ts";
@@ -238,7 +237,7 @@ const tableKey = (tensor: string) => `${tensor}.bin`;
 const inputOf = (batch: Activations) => batch.get(BlockRunner.input)!;
 const outputOf = (block: OpenBlock) => block.segments.at(-1)!.writes[0];
 
-type Gathered = ReturnType<SecondMoment["statistics"]> & { readonly tokenRatio?: number };
+type Gathered = ReturnType<SecondMoment["statistics"]>;
 
 /** The sites of one block, one after the other. */
 class SiteWalk {
@@ -249,7 +248,7 @@ class SiteWalk {
 
   constructor(
     private readonly model: Model,
-    private readonly layer: number,
+    layer: number,
     private readonly block: OpenBlock,
     private readonly recipe: Recipe,
     private readonly tools: QuantizeTools,
@@ -312,14 +311,12 @@ class SiteWalk {
     const cols = this.block.weight(this.block.sites[index][0]).shape[1];
     const moment = this.recipe.channelMoments ? new ChannelMoment(cols) : new SecondMoment(cols, this.tools.products);
     const sampler = this.recipe.inputBits && new TokenSampler(cols);
-    const sizes = this.recipe.wide && residual && new TokenSizes(cols);
     const later = this.block.segments.slice(index + 1).flatMap((next) => floatName(next) ?? []);
     const keep = [...later, outputOf(this.block)].includes(wanted);
     await this.runSegment(index, batches, async (batch, i) => {
       const started = performance.now();
       const X = floatsOf(batch, segment.tap!);
       sampler?.add(X);
-      sizes?.add(X);
       const float = aims && floatsOf(aims[i], wanted);
       if (!keep) aims?.[i].delete(wanted);
       if (float && residual) {
@@ -331,11 +328,7 @@ class SiteWalk {
       else await moment.add(X, float?.length === X.length ? float : undefined);
       this.tools.onTime?.("moments", performance.now() - started);
     });
-    return {
-      ...moment.statistics(),
-      ...(sampler && { sample: sampler.sample() }),
-      ...(sizes && { tokenRatio: sizes.ratio() }),
-    };
+    return { ...moment.statistics(), ...(sampler && { sample: sampler.sample() }) };
   }
 
   private async quantizeSite(index: number, linears: readonly string[], gathered: Gathered | undefined): Promise<void> {
@@ -354,7 +347,7 @@ class SiteWalk {
       }
       return;
     }
-    const spec = specOf(this.formatOf(index, linears, measured), matrices[0].cols);
+    const spec = specOf(recipe.plan?.[linears[0]] ?? recipe, matrices[0].cols);
     let started = performance.now();
     const fold = recipe.fold ? await this.fold(linears, matrices, spec, gathered ? measured : "expected") : undefined;
     tools.onTime?.("fold", performance.now() - started);
@@ -391,15 +384,6 @@ class SiteWalk {
       if (gathered) block.setWeight(`${linear}.weight`, effectiveValues(entry));
     }
     tools.onTime?.("round", performance.now() - started);
-  }
-
-  private formatOf(index: number, [linear]: readonly string[], measured: Gathered | undefined): WeightFormat {
-    const { recipe, layer } = this;
-    const { plan, wide } = recipe;
-    if (plan) return plan[linear] ?? recipe;
-    if (!wide || !this.block.segments[index].residual) return recipe;
-    const isAtEnd = layer < wide.first || layer >= this.model.config.layers - wide.last;
-    return isAtEnd || (measured?.tokenRatio ?? 1) >= wide.tokenRatio ? { ...recipe, ...wide } : recipe;
   }
 
   /** (rows, cols) how far the float prefix's outputs W F are from W X, or F from the stream with W X added: times Xᵀ. */

@@ -14,21 +14,6 @@ export interface HeadFormat {
   readonly scaleBits?: ScaleBits;
 }
 
-/**
- * Linears that write to the residual stream where an error costs most: in the first and last blocks, whose stream is small
- * or read by the head, and where single tokens are far larger than the others (calibrate.ts), which every later token
- * attends to.
- */
-export interface WideWriters {
-  readonly bits: number;
-  readonly groupSize: number;
-  /** Blocks from the first on, and up to the last. */
-  readonly first: number;
-  readonly last: number;
-  /** In any block: from this mean of the inputs' squares on, over tokens, as a multiple of their median. */
-  readonly tokenRatio: number;
-}
-
 export interface Recipe {
   /** The method or preset: what nibble.json and messages call it. */
   readonly name: string;
@@ -60,8 +45,6 @@ export interface Recipe {
   readonly learned?: LearnedRounding;
   /** Formats of single matrices, in place of the ones above. */
   readonly plan?: Plan;
-  /** Where there is no plan: more bits for a few linears. */
-  readonly wide?: WideWriters;
   /** Weights that become zero before anything is rounded, and stay zero. */
   readonly prune?: Pruning;
   /** Seed of the bases that the model is turned into before anything else (rotate.ts); undefined = none. */
@@ -262,14 +245,8 @@ const standard = (options: MethodOptions): Recipe => ({
   fold: true,
   asymmetry: 0.5,
   damping: 0.1,
-  ...(ofOneFormat(options) ? {} : { wide: WIDE }),
   windows: 30,
 });
-const WIDE: WideWriters = { bits: 8, groupSize: 64, first: 2, last: 2, tokenRatio: 3 };
-/** Whoever says how weights are stored means all of them. */
-const ofOneFormat = ({ bits, groupSize, symmetric, scaleBits }: MethodOptions): boolean =>
-  [bits, groupSize, symmetric, scaleBits].some((setting) => setting !== undefined);
-
 /** The default on more text. Learned rounding and tuning stay out: on SmolLM2 they made what was held back worse (README). */
 const best = (options: MethodOptions): Recipe => ({ ...standard(options), name: "best", windows: DEFAULT_WINDOWS });
 

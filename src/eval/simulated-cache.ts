@@ -3,24 +3,25 @@
  * them. Says what such a cache costs in quality; its speed is the float cache's, and its bytes are counted, not saved.
  *   int2, int3   what int4 does with fewer levels (kv/int4.ts: mean gone, keys' before the rotation by position;
  *                Hadamard rotation; a float16 scale a token and head), the levels those that fit a normal distribution
- *                best (Max 1960, as TurboQuant, arXiv 2504.19874); first and recent tokens stay in full precision
+ *                best (Max 1960, as TurboQuant, arXiv 2504.19874); first and recent tokens stay as they are
  *   q4_0         llama.cpp's: blocks of 32 channels with a float16 scale, all tokens, rotated as it rotates since
  *                its pull request 21038
  */
 import { NibbleError } from "../errors.ts";
-import { type AttentionNode, INPUT } from "../kv/attention-nodes.ts";
+import { type AttentionNode, INPUT, rotatedPairs } from "../kv/attention-nodes.ts";
+import { keyGains } from "../kv/int4.ts";
 import { RECENT, REST_CAPACITY, SINKS } from "../kv/int4-tiers.ts";
 import { headRotation, timesMatrix, transposed } from "../kv/rotation.ts";
 import type { DecoderSession, Rows } from "../runtime/session.ts";
 import { f16ToF32, toF16Bits } from "../tensor/dtypes.ts";
 import type { CachedModel } from "./cache-drift.ts";
 import type { LayerStatistics } from "./cache-statistics.ts";
-import { type RotaryTable, rotatedPairs } from "./rotary-tables.ts";
+import type { RotaryTable } from "./rotary-tables.ts";
 
 interface SimulatedFormat {
   /** Stored bits of one token and head, of so many channels. */
   readonly bitsOf: (headDim: number) => number;
-  /** First and recent tokens stay in full precision, and rows lose their mean. */
+  /** First and recent tokens stay as they are (float16 counted), and rows lose their mean. */
   readonly tiers: boolean;
   /** Replaces a rotated row by what is kept of it. */
   readonly round: (row: Float32Array) => void;
@@ -50,6 +51,8 @@ interface SimulatedPart {
   readonly headDim: number;
   /** (kvHeads * headDim), taken off before rounding. */
   readonly mean: Float32Array;
+  /** (kvHeads * headDim) of keys, multiplied by after that (kv/int4.ts). */
+  readonly gains?: Float32Array;
   /** By which the mean turns with a token's position, and the channels of each pair. */
   readonly table?: RotaryTable;
   readonly pairs: readonly (readonly [number, number])[];
@@ -87,8 +90,9 @@ export class SimulatedCache implements CachedModel {
         return { kvHeads, headDim, mean: statistics[layer].value.mean, pairs: [] };
       }
       const { mean, unturnedMean } = statistics[layer].key;
-      if (!unturnedMean) return { kvHeads, headDim, mean, pairs: [] };
-      return { kvHeads, headDim, mean: unturnedMean, table: tables[layer], pairs: rotatedPairs(attention) };
+      const gains = keyGains(attention, statistics[layer]);
+      if (!unturnedMean) return { kvHeads, headDim, mean, gains, pairs: [] };
+      return { kvHeads, headDim, mean: unturnedMean, gains, table: tables[layer], pairs: rotatedPairs(attention) };
     });
   }
 
@@ -97,7 +101,8 @@ export class SimulatedCache implements CachedModel {
     const inFull = tiers ? REST_CAPACITY : 0;
     const coded = tiers ? Math.max(0, this.length - SINKS - RECENT) : this.length;
     return this.parts.reduce(
-      (sum, { kvHeads, headDim }) => sum + kvHeads * (coded * (bitsOf(headDim) / 8) + inFull * headDim * 4),
+      (sum, { kvHeads, headDim }) =>
+        sum + kvHeads * (coded * (bitsOf(headDim) / 8) + inFull * headDim * Uint16Array.BYTES_PER_ELEMENT),
       0,
     );
   }
@@ -124,14 +129,16 @@ export class SimulatedCache implements CachedModel {
       const { kvHeads, headDim } = part;
       const rotation = headRotation(headDim);
       const mean = this.format.tiers ? meansAt(part, start, count) : new Float32Array(values[i].length);
+      const gains = this.format.tiers ? part.gains : undefined;
+      const gainAt = (at: number) => gains?.[Math.floor(at / (count * headDim)) * headDim + (at % headDim)] ?? 1;
       const rows = timesMatrix(
-        values[i].map((x, at) => x - mean[at]),
+        values[i].map((x, at) => (x - mean[at]) * gainAt(at)),
         rotation,
         headDim,
       );
       for (let at = 0; at < kvHeads * count; at++) this.format.round(rows.subarray(at * headDim, (at + 1) * headDim));
       const back = timesMatrix(rows, transposed(rotation, headDim), headDim);
-      for (let at = 0; at < back.length; at++) values[i][at] = back[at] + mean[at];
+      for (let at = 0; at < back.length; at++) values[i][at] = back[at] / gainAt(at) + mean[at];
     }
     this.inner.writeTokens(row, start, count, values);
   }

@@ -86,6 +86,12 @@ export function attentionNodes({ graph }: ModelProto, what: string): AttentionNo
   });
 }
 
+/** The channels of each pair that turns with the position. */
+export function rotatedPairs({ rotary, rotaryDim, interleaved }: AttentionNode): [number, number][] {
+  const half = rotary ? rotaryDim / 2 : 0;
+  return Array.from({ length: half }, (_, i) => (interleaved ? [2 * i, 2 * i + 1] : [i, i + half]));
+}
+
 export function sizes(info: ValueInfoProto | undefined): Dim[] {
   return (info?.type?.tensorType?.shape?.dim ?? []).map(({ dimValue, dimParam }) => dimParam || Number(dimValue ?? 0));
 }
@@ -163,22 +169,20 @@ export interface AttendInputs {
 }
 
 export interface AttendOptions {
-  /** Names of the present caches; left out where nobody wants them. */
-  readonly present?: readonly [string, string];
   /** A query sees every key, not only those before it. */
   readonly everything?: boolean;
   readonly codeBits?: 4 | 8;
 }
 
-/** [output (batch, seq, heads * headDim), scores before the softmax (batch, heads, seq, total)] */
+/** [output (batch, seq, heads * headDim), scores before the softmax (batch, heads, seq, total), present keys, values] */
 export function attend(
   g: Graph,
   { heads, kvHeads, headDim, scale }: AttentionNode,
   { query, key, value, pastKey, pastValue, seqlensK, total, bias, keyScale, valueScale }: AttendInputs,
-  { present, everything, codeBits }: AttendOptions = {},
-): [Value, Value] {
+  { everything, codeBits }: AttendOptions = {},
+): [Value, Value, Value, Value] {
   const [batch, seq] = query.shape;
-  const cache = (name?: string) => ({ type: pastKey.type, shape: [batch, kvHeads, "present", pastKey.shape[3]], name });
+  const cache = { type: pastKey.type, shape: [batch, kvHeads, "present", pastKey.shape[3]] };
   const granularity = keyScale && (keyScale.shape[0] === 1 ? "PER_TENSOR" : "PER_CHANNEL");
   const [output, presentKey, presentValue, scores] = g.node(
     ATTENTION,
@@ -188,8 +192,8 @@ export function attend(
     ],
     [
       { type: query.type, shape: [batch, seq, heads * headDim] },
-      cache(present?.[0]),
-      cache(present?.[1]),
+      cache,
+      cache,
       { type: query.type, shape: [batch, heads, seq, "total"] },
     ],
     {
@@ -207,9 +211,5 @@ export function attend(
       },
     },
   );
-  if (present) {
-    g.output(presentKey);
-    g.output(presentValue);
-  }
-  return [output, scores];
+  return [output, scores, presentKey, presentValue];
 }

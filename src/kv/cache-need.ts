@@ -7,7 +7,7 @@ export interface CacheNeed {
   readonly format: string;
   /** Of keys, values and what belongs to them, per token, all layers; of the body where there are two tiers. */
   readonly bytesPerToken: number;
-  /** What a sequence takes beside that: the tail in full precision, where there are two tiers. */
+  /** What a sequence takes beside that: the tail in float16, where there are two tiers. */
   readonly fixedBytes: number;
 }
 
@@ -23,12 +23,12 @@ export function cacheNeed({ graph }: ModelProto): CacheNeed {
   const input = (name: string) => graph.input.find((info) => info.name === name);
   const tiered = input("past_body_length") !== undefined;
   const scales = input("past_body_scales");
-  let bytesPerToken = scales ? 2 * sizeOf(scales.type, 1) : 0;
+  let bytesPerToken = scales ? sizeOf(scales.type, 1) : 0;
   let fixedBytes = 0;
   let format = tiered ? (scales ? "int4" : "int4-static") : "";
   for (const { name, type } of graph.input) {
     if (tiered && /^past_key_values\.\d+\.(key|value)$/.test(name)) {
-      fixedBytes += REST_CAPACITY * sizeOf(type, 1) * sizeOf(type, 3) * Float32Array.BYTES_PER_ELEMENT;
+      fixedBytes += REST_CAPACITY * sizeOf(type, 1) * sizeOf(type, 3) * Uint16Array.BYTES_PER_ELEMENT;
     }
     if (!(tiered ? /^past_body\.\d+\.(key|value)$/ : /^past_key_values\.\d+\.(key|value)$/).test(name)) continue;
     const element = TYPES[type?.tensorType?.elemType ?? 0];

@@ -1,11 +1,11 @@
 /**
- * 4-bit KV cache in two tiers: the first tokens (attention sinks) and the last few dozen stay in full precision, what
- * lies between them (the body) has 4-bit codes. Recent tokens matter most: without that tail the same codes cost eight
+ * 4-bit KV cache in two tiers: the first tokens (attention sinks) and the last few dozen stay in float16, what lies
+ * between them (the body) has 4-bit codes. Recent tokens matter most: without that tail the same codes cost eight
  * times as much (KL 0.035 against 0.0044 on SmolLM2).
  *
  * Before anything is cached, a head's values lose their mean over tokens, its keys theirs before the rotation by position
  * (Qwen 2's biases are hundreds of times what differs between tokens), and both are turned by a Hadamard rotation; each
- * token's row then has one scale. What the mean key m at position p adds to the score of a query q, q . R_p m, is known
+ * token's row then has one scale. Before they turn, keys take gains that queries lose again (keyGains). What the mean key m at position p adds to the score of a query q, q . R_p m, is known
  * without a cache: in the pairs (a, b) of channels that R_p turns by an angle w,
  *   q . R_p m = sum (q_a m_a + q_b m_b) cos w + (q_b m_a - q_a m_b) sin w
  * Where angles are unknown keys lose the mean of what is cached, which shifts all scores of a query alike.
@@ -15,20 +15,29 @@
  *   body = out * exp(LSE(l + ln s_v) - LSE(l))
  * Tail and body are one softmax over both: out = w_tail * tail + w_body * body, weights from their log-sum-exps.
  *
- *   past_key_values.N.key/value   (1, kvHeads, tail, headDim) float32, turned and centred
+ *   past_key_values.N.key/value   (1, kvHeads, tail, headDim) float16, turned and centred
  *   past_body.N.key/value         (1, kvHeads, body, headDim / 2) uint8, low nibble first, code + 8
- *   past_body_scales              (body, layers * 2 * kvHeads) float16: of each layer's keys, then of its values
+ *   past_body_scales              (body, layers * 2 * kvHeads) uint8, 2^(byte / 16 - 10): of each layer's keys, then of
+ *                                 its values
  *   past_body_length              (1) int64. Body tensors hold at least `seq` rows (the kernel wants that); from this
  *                                 length on nobody sees them, and `past_body_scales` has max(length, seq) rows
  *
  * "int4-static" has scales per channel instead, made at calibration: one reading, no rotation, KL about six times as high.
  */
 import { NibbleError } from "../errors.ts";
-import type { Graph, Value } from "../onnx/graph.ts";
+import { elementCode, type Graph, type Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import type { ModelProto } from "../onnx/proto.ts";
-import { type AttentionNode, attend, attentionNodes, INPUT, outer, replaceAttention } from "./attention-nodes.ts";
-import { SINKS } from "./int4-tiers.ts";
+import {
+  type AttentionNode,
+  attend,
+  attentionNodes,
+  INPUT,
+  outer,
+  replaceAttention,
+  rotatedPairs,
+} from "./attention-nodes.ts";
+import { SCALE_OCTAVES, SCALES_PER_OCTAVE, SINKS } from "./int4-tiers.ts";
 import { headRotation, timesMatrix, transposed } from "./rotation.ts";
 
 /** Of one layer, (kvHeads * headDim) each, in the layout of the cache; over tokens after the sinks. */
@@ -42,6 +51,8 @@ export interface TokenStatistics {
 export interface LayerTokens {
   readonly key: TokenStatistics;
   readonly value: TokenStatistics;
+  /** Mean square of the queries that read each key channel. */
+  readonly queryPower: Float32Array;
 }
 
 export type BodyScales = "token" | "static";
@@ -94,8 +105,8 @@ interface Shared {
   readonly nothing: Value;
   /** (1, seq, heads * headDim) of zeros. */
   readonly zeroQuery: Value;
-  /** (layers * 2 * kvHeads, body) float32 */
-  readonly scales: Value | undefined;
+  /** Logarithms, (layers * 2 * kvHeads, body) float32 */
+  readonly logScales: Value | undefined;
 }
 
 /** What all layers use, made before the first. */
@@ -159,11 +170,14 @@ function sharedValues(
     bodyMask,
     nothing: g.initializer("kv/nothing", "float32", [1, 0, kvHeads * headDim], new Uint8Array(0)),
     zeroQuery,
-    scales:
-      scales === "token"
-        ? ops.transpose(g, ops.cast(g, g.input("past_body_scales", "float16", ["body", width]), "float32"), [1, 0])
-        : undefined,
+    logScales: scales === "token" ? logScales(g, g.input("past_body_scales", "uint8", ["body", width])) : undefined,
   };
+}
+
+function logScales(g: Graph, bytes: Value): Value {
+  const turned = ops.transpose(g, ops.cast(g, bytes, "float32"), [1, 0]);
+  const steps = ops.mul(g, turned, g.scalar(Math.LN2 / SCALES_PER_OCTAVE));
+  return ops.sub(g, steps, g.scalar(SCALE_OCTAVES * Math.LN2));
 }
 
 function twoTiers(g: Graph, attention: AttentionNode, tokens: LayerTokens, scales: BodyScales, shared: Shared): void {
@@ -173,33 +187,41 @@ function twoTiers(g: Graph, attention: AttentionNode, tokens: LayerTokens, scale
   const { packed, query, beforeTurn } = turned(g, attention, tokens, rotation, shared);
   const apart = apartMean(attention, tokens, rotation);
   const ofMean = apart && meanScores(g, attention, beforeTurn, apart, shared);
-  const past = (name: string, type: "float32" | "uint8", length: string, dim: number) =>
-    g.input(name, type, [1, kvHeads, length, dim]);
-  const [tail, tailScores] = attend(
+  const body = (part: "key" | "value") =>
+    g.input(`past_body.${layer}.${part}`, "uint8", [1, kvHeads, "past_body", headDim / 2]);
+  // the kernel reads float32: of this tier that is a few dozen rows
+  const [keyTail, valueTail] = ["key", "value"].map((part) =>
+    ops.cast(g, g.input(`past_key_values.${layer}.${part}`, "float16", [1, kvHeads, "past_tail", headDim]), "float32"),
+  );
+  const [tail, tailScores, ...present] = attend(
     g,
     attention,
     {
       query: packed,
-      pastKey: past(`past_key_values.${layer}.key`, "float32", "past_tail", headDim),
-      pastValue: past(`past_key_values.${layer}.value`, "float32", "past_tail", headDim),
+      pastKey: keyTail,
+      pastValue: valueTail,
       seqlensK: shared.tailSeqlens,
       total: shared.tailTotal,
       bias: ofMean ? ops.add(g, shared.tailMask, ofMean.tail) : shared.tailMask,
     },
-    { present: [`present.${layer}.key`, `present.${layer}.value`], everything: true }, // the mask is causal
+    { everything: true }, // the mask is causal
   );
+  for (const [i, part] of ["key", "value"].entries()) {
+    const given = { type: "float16" as const, shape: present[i].shape, name: `present.${layer}.${part}` };
+    g.output(g.node("Cast", [present[i]], [given], { attributes: { to: elementCode("float16") } })[0]);
+  }
   const tailLse = logSumExp(g, tailScores);
-  const body = {
+  const coded = {
     key: shared.nothing,
     value: shared.nothing,
-    pastKey: past(`past_body.${layer}.key`, "uint8", "past_body", headDim / 2),
-    pastValue: past(`past_body.${layer}.value`, "uint8", "past_body", headDim / 2),
+    pastKey: body("key"),
+    pastValue: body("value"),
     seqlensK: shared.bodySeqlens,
     total: shared.bodyTotal,
   };
-  const [mixed, bodyLse, readLse] = shared.scales
-    ? readTokenScaled(g, attention, query, body, shared, shared.scales, ofMean?.body)
-    : readStatic(g, attention, query, { ...body, bias: shared.bodyMask }, tokens);
+  const [mixed, bodyLse, readLse] = shared.logScales
+    ? readTokenScaled(g, attention, query, coded, shared, shared.logScales, ofMean?.body)
+    : readStatic(g, attention, query, { ...coded, bias: shared.bodyMask }, tokens);
   // log-sum-exp over both tiers
   const whole = ops.add(g, tailLse, ops.softplus(g, ops.sub(g, bodyLse, tailLse)));
   const byToken = (weight: Value) => ops.transpose(g, weight, [0, 2, 1, 3]); // (1, seq, heads, 1)
@@ -232,6 +254,7 @@ function turned(
 ): { packed: Value; query: Value; beforeTurn: Value } {
   const { node, heads, kvHeads, headDim, rotary, interleaved, rotaryDim } = attention;
   const all = heads + 2 * kvHeads;
+  const gains = rotation ? keyGains(attention, tokens) : undefined;
   const input = (place: number, width: number) => outer(node.input[place], "float32", [1, "seq", width]);
   const given = (place: number) => (node.input[place] ?? "") !== "";
   let keyed: Value; // (1, seq, (heads + kvHeads) * headDim)
@@ -262,24 +285,54 @@ function turned(
   const joined = ops.concat(g, [keyed, value], 2);
   let rows = ops.reshape(g, joined, [0, 0, all, headDim], [1, "seq", all, headDim]);
   const turn = (mean: Float32Array) => (rotation ? timesMatrix(mean, rotation, headDim) : mean);
+  if (gains) {
+    const table = new Float32Array(all * headDim).fill(1);
+    table.set(perQueryHead(gains, attention).map((gain) => 1 / gain));
+    table.set(gains, heads * headDim);
+    rows = ops.mul(g, rows, g.initializer(`${g.scope}/gains`, "float32", [all, headDim], table));
+  }
   if (rotation) {
     rows = ops.matMul(g, rows, g.initializer(`kv/turn/${headDim}`, "float32", [headDim, headDim], rotation));
   }
   const means = new Float32Array(all * headDim);
-  if (!apart) means.set(turn(tokens.key.mean), heads * headDim);
+  if (!apart) means.set(turn(tokens.key.mean.map((x, i) => x * (gains?.[i] ?? 1))), heads * headDim);
   means.set(turn(tokens.value.mean), (heads + kvHeads) * headDim);
   rows = ops.sub(g, rows, g.initializer(`${g.scope}/means`, "float32", [all, headDim], means));
   const packed = ops.reshape(g, rows, [0, 0, all * headDim], [1, "seq", all * headDim]);
   return { packed, query: ops.splitLast(g, packed, [heads * headDim, 2 * kvHeads * headDim])[0], beforeTurn };
 }
 
+/**
+ * By what each key channel (kvHeads * headDim) is multiplied, and the queries that read it divided. The rotation spreads a
+ * row's rounding evenly; with the power of queries q and of keys k the scores are then wrong by sum(q / gain^2) *
+ * sum(k gain^2), least where gain^4 = q / k: on SmolLM2 by 0.72 of what they are without. Channels that the rotation by
+ * position mixes have one gain.
+ */
+export function keyGains(attention: AttentionNode, { key, queryPower }: LayerTokens): Float32Array {
+  const { headDim } = attention;
+  const mean = apartMeanOf(attention, key);
+  const keyPower = key.variance.map((x, i) => (mean ? x + key.mean[i] ** 2 - mean[i] ** 2 : x));
+  const gains = new Float32Array(queryPower.length);
+  const partner = new Map(rotatedPairs(attention).flatMap(([a, b]) => [[a, b] as const, [b, a] as const]));
+  for (let at = 0; at < gains.length; at++) {
+    const other = at - (at % headDim) + (partner.get(at % headDim) ?? at % headDim);
+    const [q, k] = [queryPower, keyPower].map((power) => power[at] + power[other]);
+    gains[at] = q > 0 && k > 0 ? (q / k) ** 0.25 : 1;
+  }
+  return gains;
+}
+
 /** The mean key that is taken off before the rotation by position; undefined where that cannot be. */
 function apartMean(
-  { rotary, interleaved }: AttentionNode,
+  attention: AttentionNode,
   { key }: LayerTokens,
   rotation: Float32Array | undefined,
 ): Float32Array | undefined {
-  return rotary && !interleaved && rotation ? key.unturnedMean : undefined;
+  return rotation && apartMeanOf(attention, key);
+}
+
+function apartMeanOf({ rotary, interleaved }: AttentionNode, key: TokenStatistics): Float32Array | undefined {
+  return rotary && !interleaved ? key.unturnedMean : undefined;
 }
 
 /**
@@ -343,24 +396,24 @@ function readTokenScaled(
   query: Value,
   body: BodyInputs,
   shared: Shared,
-  scales: Value,
+  logScales: Value,
   ofMean: Value | undefined,
 ): BodyReading {
   const { layer, heads, kvHeads } = attention;
   const unit = g.initializer("kv/unit", "float32", [1], Float32Array.of(1));
   const codes = { ...body, keyScale: unit, valueScale: unit };
   // (heads, 1, body) of this layer's keys (part 0) or values (part 1)
-  const scaleOf = (part: 0 | 1) => {
+  const logScaleOf = (part: 0 | 1) => {
     const rows = Array.from(
       { length: heads },
       (_, h) => (2 * layer + part) * kvHeads + Math.floor((h * kvHeads) / heads),
     );
-    return ops.unsqueeze(g, ops.gather(g, scales, g.ints(rows)), 1);
+    return ops.unsqueeze(g, ops.gather(g, logScales, g.ints(rows)), 1);
   };
   const [, raw] = attend(g, attention, { ...codes, query, bias: shared.bodyMask }, { everything: true, codeBits: 4 });
-  const coded = ops.mul(g, raw, scaleOf(0));
+  const coded = ops.mul(g, raw, ops.exp(g, logScaleOf(0)));
   const scores = ofMean ? ops.add(g, coded, ofMean) : coded;
-  const withValues = ops.add(g, scores, ops.log(g, scaleOf(1)));
+  const withValues = ops.add(g, scores, logScaleOf(1));
   const [mixed] = attend(
     g,
     attention,

@@ -1,6 +1,6 @@
 /**
  * A decoder graph with the two-tier int4 cache (kv/int4.ts): one sequence at a time. A prompt goes through in pieces, so
- * that no more of it than a piece is ever held in full precision.
+ * that no more of it than a piece is ever held in float16.
  */
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
@@ -8,7 +8,7 @@ import { type TierPart, TwoTierCache } from "../kv/int4-tiers.ts";
 import type { Ort } from "../onnx/ort.ts";
 import { type CacheAbilities, type GraphShape, logitRows, type Rows } from "./session.ts";
 
-/** Tokens of a prompt at once: 128 in full precision are 6 % of 2,000 in 4 bits each. */
+/** Tokens of a prompt at once: as float16, 128 are a quarter of 2,000 in 4 bits each, and given back after it. */
 const PIECE = 128;
 
 export class TieredSession {
@@ -28,6 +28,13 @@ export class TieredSession {
     this.inputs = new Set(session.inputNames);
     this.parts = session.inputMetadata.flatMap((input) => {
       if (!input.isTensor || !/^past_key_values\.\d+\.(key|value)$/.test(input.name)) return [];
+      if (input.type !== "float16") {
+        throw new NibbleError(
+          "unsupported",
+          `${name}: the tail of this int4 cache is ${input.type}, as an earlier Nibble made it; float16 is read. Make the folder again with --kv int4.`,
+          { param: "kv" },
+        );
+      }
       const [, kvHeads, , headDim] = input.shape.map(Number);
       return [{ name: input.name.replace("past_key_values.", ""), kvHeads, headDim }];
     });
@@ -44,7 +51,7 @@ export class TieredSession {
       numLogitsToKeep: this.inputs.has("num_logits_to_keep"),
       kvFormat: this.inputs.has("past_body_scales") ? "int4" : "int4-static",
       kvBytesPerToken: this.parts.reduce(
-        (sum, { kvHeads, headDim }) => sum + kvHeads * (headDim / 2 + (this.inputs.has("past_body_scales") ? 2 : 0)),
+        (sum, { kvHeads, headDim }) => sum + kvHeads * (headDim / 2 + (this.inputs.has("past_body_scales") ? 1 : 0)),
         0,
       ),
     };
@@ -113,11 +120,11 @@ export class TieredSession {
     if (this.inputs.has("past_body_scales")) {
       const seen = Math.max(tokens.length, cache.bodyLength);
       const view = cache.scales.subarray(0, seen * cache.scaleWidth);
-      feeds.past_body_scales = new Tensor("float16", view, [seen, cache.scaleWidth]);
+      feeds.past_body_scales = new Tensor("uint8", view, [seen, cache.scaleWidth]);
     }
     const fetches: Record<string, Tensor | null> = { logits: null };
     for (const [i, { name, kvHeads, headDim }] of parts.entries()) {
-      const tail = new Tensor("float32", cache.tail[i], [1, kvHeads, cache.tailCapacity, headDim]);
+      const tail = new Tensor("float16", cache.tail[i], [1, kvHeads, cache.tailCapacity, headDim]);
       feeds[`past_key_values.${name}`] = tail;
       fetches[`present.${name}`] = tail;
       feeds[`past_body.${name}`] = new Tensor("uint8", cache.codes[i], [1, kvHeads, cache.bodyCapacity, headDim / 2]);

@@ -35,8 +35,8 @@ test("caches share the weights, take the memory that their bits say and hardly m
   const int4 = await describe(made.variants["kv-int4"]);
   expect([float, int8, int4].map(({ kvFormat }) => kvFormat)).toEqual(["fp32", "int8", "int4"]);
   expect(int8.kvBytesPerToken * 4).toBe(float.kvBytesPerToken);
-  // 16 channels: 8 bytes of codes and 2 of scale, where floats take 64
-  expect(int4.kvBytesPerToken / float.kvBytesPerToken).toBeCloseTo(10 / 64);
+  // 16 channels: 8 bytes of codes and 1 of scale, where floats take 64
+  expect(int4.kvBytesPerToken / float.kvBytesPerToken).toBeCloseTo(9 / 64);
   expect(Object.keys(made.files).filter((name) => name.includes("onnx_data"))).toHaveLength(1);
   for (const name of ["kv-int8", "kv-int4"]) {
     const { drift, calibrationTokens } = made.kv![name] as {

@@ -1,12 +1,5 @@
 import { describe, expect, test } from "vitest";
-import {
-  ChannelMoment,
-  SecondMoment,
-  scaledTokens,
-  streamShares,
-  TokenSizes,
-  tokenWindows,
-} from "../../quant/calibrate.ts";
+import { ChannelMoment, SecondMoment, scaledTokens, streamShares, tokenWindows } from "../../quant/calibrate.ts";
 import { gptqMatrix } from "../../quant/gptq.ts";
 import { rowLosses } from "../../quant/loss.ts";
 import { type InputStatistics, roundScaleToF16 } from "../../quant/types.ts";
@@ -75,16 +68,6 @@ describe("second moments", () => {
     await moment.add(X, X);
     await moment.add(X);
     expect(moment.statistics().FX).toBeUndefined();
-  });
-});
-
-describe("sizes of tokens", () => {
-  test("are the mean of their squares over the median", () => {
-    const sizes = new TokenSizes(2);
-    sizes.add(Float32Array.of(1, 0, 0, 1, 6, 8));
-    sizes.add(Float32Array.of(0, -1, 1, 0));
-    expect(sizes.ratio()).toBeCloseTo((4 * 1 + 100) / 5, 10);
-    expect(new TokenSizes(2).ratio()).toBe(1); // no token, no difference
   });
 });
 

@@ -117,25 +117,6 @@ describe("quantizing a model", () => {
     expect(aimed).toBeLessThan(0.95 * plain);
   });
 
-  test("the default gives what writes to the stream at both ends more bits, and who asks for a format gets that alone", async () => {
-    const bitsOf = async (recipe: Recipe) => {
-      const { matrices } = await quantizeModel(model, few(recipe), calibration(), tools);
-      return new Map([...matrices].map(([name, { bits }]) => [name, bits]));
-    };
-    const { wide, ...uniform } = preset("default");
-    const mixed = await bitsOf({
-      ...uniform,
-      wide: { ...wide!, first: 1, last: 1, tokenRatio: Number.POSITIVE_INFINITY },
-    });
-    const wider = [...mixed].filter(([, bits]) => bits !== 4).map(([name]) => name);
-    const writers = ["self_attn.o_proj", "mlp.down_proj"];
-    expect(wider).toEqual([0, 4].flatMap((layer) => writers.map((name) => `model.layers.${layer}.${name}.weight`)));
-    const sized = await bitsOf({ ...uniform, wide: { ...wide!, first: 0, last: 0, tokenRatio: 0 } });
-    expect([...sized].filter(([, bits]) => bits === 8).length).toBe(10);
-    expect(preset("default", { groupSize: 32 }).wide).toBeUndefined();
-    expect(preset("default", { symmetric: true }).wide).toBeUndefined();
-  });
-
   test("hqq needs no text, and drifts less than rtn", async () => {
     const quantized = await quantizeModel(model, few(hqq()), [], tools);
     expect(quantized.matrices.size).toBe(5 * 7);

@@ -36,7 +36,9 @@ export const PARITY: Readonly<Record<string, Parity>> = {
   ReduceMean: { tolerance: MEANS },
   Cast: {
     tolerance: EXACT,
-    refused: [{ on: "webgpu", match: /^Cast float16 /, because: "it needs shader-f16, which SwiftShader lacks" }],
+    refused: [
+      { on: "webgpu", match: /^Cast float(16|32) /, because: "float16 needs shader-f16, which SwiftShader lacks" },
+    ],
   },
   GroupQueryAttention: {
     tolerance: ATTENTION,
