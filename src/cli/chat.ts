@@ -54,7 +54,7 @@ export const chat = withLoadFlags(
     if (prompt === undefined && flags.json) {
       throw new NibbleError("bad_option", "--json answers one prompt: give it with -p or on standard input.");
     }
-    // int8 weights take 1.6 s to make (SmolLM2), more than a conversation's prompts save by them: 0.3 ms a token
+    // int8 weights take 0.9 s to make (SmolLM2), more than a conversation's prompts save by them: 0.3 ms a token
     const { promptProducts = "stored" } = flags;
     const engine = await openEngine(dir, { ...flags, promptProducts }, context);
     try {

@@ -83,6 +83,11 @@ export async function unpackedModel(
   }
 }
 
+/** Whether a file stores constants narrower than they are used. */
+export function hasNarrowConstants(model: ModelProto): boolean {
+  return new ConstantFolder(model, async () => new Uint8Array()).unpacked.size > 0;
+}
+
 /** The graph of a file as it is stored, its large tensors left where they are. */
 export async function readGraph(folder: FolderSource, path: string): Promise<ModelProto> {
   const source = await folder.open(path);
@@ -94,7 +99,7 @@ export async function readGraph(folder: FolderSource, path: string): Promise<Mod
 }
 
 /** The file beside the graph that holds a tensor, if one does. */
-function locationOf({ dataLocation, externalData }: TensorProto): string | undefined {
+export function locationOf({ dataLocation, externalData }: TensorProto): string | undefined {
   return dataLocation === 1 ? externalData?.find(({ key }) => key === "location")?.value : undefined;
 }
 

@@ -124,7 +124,7 @@ function integerProducts(model: ModelProto): NodeProto[] {
 }
 
 function isRoundable(node: NodeProto): boolean {
-  const wholeBlocks = attribute(node, "K") % BLOCK === 0;
+  const wholeBlocks = attribute(node, "K") % BLOCK === 0 && attribute(node, "N") >= BLOCK;
   return attribute(node, "bits") === 4 && attribute(node, "accuracy_level") === 4 && wholeBlocks && !node.input[ORDER];
 }
 

@@ -10,7 +10,7 @@ import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { Tensor as CommonTensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 import type { MemoryFile } from "../onnx/fold-constants.ts";
-import { type Ort, typedArray } from "../onnx/ort.ts";
+import { type Lent, type Ort, type SessionOptions, typedArray } from "../onnx/ort.ts";
 import { decodeModel, type ValueInfoProto } from "../onnx/proto.ts";
 
 type Koffi = typeof import("koffi");
@@ -42,6 +42,7 @@ const PLACE = {
   ReleaseTensorTypeAndShapeInfo: 99,
   ReleaseSessionOptions: 100,
   AddSessionConfigEntry: 130,
+  AddExternalInitializers: 210,
   AddExternalInitializersFromFilesInMemory: 279,
 } as const;
 /** The lowest version of the table that has all of these; a newer library still serves it. */
@@ -144,6 +145,7 @@ async function loadApi(): Promise<Api> {
     ReleaseTensorTypeAndShapeInfo: "void (void *)",
     ReleaseSessionOptions: "void (void *)",
     AddSessionConfigEntry: "void *(void *, str, str)",
+    AddExternalInitializers: "void *(void *, void *, void *, size_t)",
     AddExternalInitializersFromFilesInMemory: "void *(void *, void *, void *, void *, size_t)",
   };
   const pointerSize = 8;
@@ -183,9 +185,9 @@ function out<T = Pointer>(api: Pick<Api, "call">, run: (slot: [T | null]) => Sta
 
 export async function capiOrt(): Promise<Ort> {
   const api = await openApi();
-  const create = async (model: string | Uint8Array, options?: InferenceSession.SessionOptions) =>
+  const create = async (model: string | Uint8Array, options?: SessionOptions) =>
     openCapiSession(api, model, options) as unknown as InferenceSession;
-  return { InferenceSession: { create }, Tensor: CommonTensor as unknown as Ort["Tensor"] };
+  return { lends: true, InferenceSession: { create }, Tensor: CommonTensor as unknown as Ort["Tensor"] };
 }
 
 /** onnxruntime-node's nested objects, { session: { a: "1" } }, as the library's own keys, session.a. */
@@ -198,7 +200,7 @@ function configEntries(extra: object, prefix = ""): [string, string][] {
 async function openCapiSession(
   api: Api,
   model: string | Uint8Array,
-  { intraOpNumThreads, extra, externalData }: InferenceSession.SessionOptions = {},
+  { intraOpNumThreads, extra, externalData, lent = {} }: SessionOptions = {},
 ): Promise<CapiSession> {
   const { call } = api;
   const options = out(api, (slot) => call.CreateSessionOptions(slot));
@@ -212,6 +214,7 @@ async function openCapiSession(
     // both are read until the session stands, and copied by then
     const files = externalData && memoryFiles(api.koffi, externalData as readonly MemoryFile[]);
     if (files) check(api, call.AddExternalInitializersFromFilesInMemory(options, ...files.parameters));
+    lend(api, options, lent);
     const slot: [Pointer | null] = [null];
     const status = await new Promise<Status>((resolve, reject) => {
       const done = (error: unknown, result: Status) => (error ? reject(error) : resolve(result));
@@ -223,7 +226,7 @@ async function openCapiSession(
     });
     check(api, status);
     if (files) files.held.length = 0; // until here, whatever the collector thinks
-    return new CapiSession(api, slot[0] as Pointer, typeof model === "string" ? readFileSync(model) : model);
+    return new CapiSession(api, slot[0] as Pointer, typeof model === "string" ? readFileSync(model) : model, lent);
   } finally {
     call.ReleaseSessionOptions(options);
   }
@@ -261,6 +264,22 @@ function memoryFiles(koffi: Koffi, files: readonly MemoryFile[]): { parameters: 
     parameters: [names.address, buffers.address, lengths.address, files.length],
     held: [names, buffers, lengths, paths, files],
   };
+}
+
+function lend(api: Api, options: Pointer, lent: Lent): void {
+  const names = Object.keys(lent);
+  if (names.length === 0) return;
+  const native = new NativeNames(api.koffi, names);
+  const [places, values] = [new PointerTable(api.koffi, names.length), new PointerTable(api.koffi, names.length)];
+  try {
+    for (const [i, name] of names.entries()) {
+      places.entries[i] = native.address(name);
+      values.entries[i] = createValue(api, lent[name]);
+    }
+    check(api, api.call.AddExternalInitializers(options, places.address, values.address, names.length));
+  } finally {
+    for (const value of values.entries) if (value) api.call.ReleaseValue(value); // options have their own reference
+  }
 }
 
 /** Null-terminated copies of names. */
@@ -308,6 +327,8 @@ class CapiSession {
     private readonly api: Api,
     private readonly session: Pointer,
     model: Uint8Array,
+    /** Held for as long as the library may read them. */
+    readonly lent: Lent,
   ) {
     // the graph file says the same as the library would, without twenty more functions
     const { graph } = decodeModel(model);

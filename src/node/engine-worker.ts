@@ -58,6 +58,8 @@ class ModelWorker {
     private readonly scheduler: Scheduler,
     private readonly vocabSize: number,
     private readonly prefixes: PrefixFiles | undefined,
+    /** Work that ends by itself, before this thread may. */
+    private readonly pages: Promise<unknown> | undefined,
   ) {
     this.grammars = new GrammarCache(tokenizer);
   }
@@ -147,6 +149,7 @@ class ModelWorker {
     clearInterval(this.timer);
     await this.scheduler.close();
     await this.prefixes?.close();
+    await this.pages;
     await (await this.embedder)?.release();
     await this.session.dispose();
     await this.draft?.dispose();
@@ -236,7 +239,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
   const { session, readsInPieces } = await openDecoder(ort, setup, options);
   const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
-  if (setup.binding === "capi") await collapsePages();
+  const pages = setup.binding === "capi" ? collapsePages() : undefined; // prompts are read meanwhile
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
   const { id, window, eviction } = setup;
@@ -270,7 +273,7 @@ async function start(setup: WorkerSetup): Promise<ModelWorker> {
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,
   });
-  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, vocabSize, prefixStore);
+  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, vocabSize, prefixStore, pages);
 }
 
 try {

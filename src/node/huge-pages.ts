@@ -35,12 +35,17 @@ export function mappingsInUse(smaps: string): Mapping[] {
   return mappings;
 }
 
-/** Puts this process's memory onto huge pages where the system does that; resolves to whether it was asked to. */
+/**
+ * Puts this process's memory onto huge pages where the system does that, on another thread; resolves to whether it was
+ * asked to.
+ */
 export async function collapsePages(): Promise<boolean> {
   if (process.platform !== "linux") return false;
   const smaps = await readFile("/proc/self/smaps", "utf8").catch(() => "");
   const { default: koffi } = await import("koffi");
   const madvise = koffi.load(null).func("int madvise(void *, size_t, int)");
-  for (const { start, end } of mappingsInUse(smaps)) madvise(start, end - start, MADV_COLLAPSE);
+  for (const { start, end } of mappingsInUse(smaps)) {
+    await new Promise((done) => madvise.async(start, end - start, MADV_COLLAPSE, done)); // seconds for gigabytes
+  }
   return true;
 }

@@ -3,9 +3,10 @@ import { readFile } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import type { InferenceSession } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
-import { unpackedModel } from "../export/open-graph.ts";
+import { hasNarrowConstants, locationOf, unpackedModel } from "../export/open-graph.ts";
 import type { MemoryFile } from "../onnx/fold-constants.ts";
-import type { Ort } from "../onnx/ort.ts";
+import { elementCode } from "../onnx/graph.ts";
+import type { Lent, Ort } from "../onnx/ort.ts";
 import { decodeModel, encodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { Binding } from "./binding.ts";
 import { nodeFolder } from "./files.ts";
@@ -55,12 +56,17 @@ export async function openSession(
   const session = sessionOptions(options);
   const file = basename(path);
   const model = changed ?? decodeModel(await readFile(path), path);
-  const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, model, weights);
+  const lent = ort.lends && !hasNarrowConstants(model) ? tensorsOf(model, weights, ort) : undefined;
+  const unpacked = await unpackedModel(nodeFolder(dirname(path)), file, model, lent ? [] : weights);
   try {
     if (!unpacked && !changed) return await ort.InferenceSession.create(path, session);
     if (!unpacked) {
       const beside = { session: { ...(session.extra?.session as object), [WEIGHTS_FOLDER]: dirname(path) } };
-      return await ort.InferenceSession.create(encodeModel(model), { ...session, extra: beside });
+      return await ort.InferenceSession.create(encodeModel(model), {
+        ...session,
+        extra: beside,
+        ...(lent && { lent }),
+      });
     }
     const { bytes, externalData } = unpacked;
     return await ort.InferenceSession.create(bytes, { ...session, externalData });
@@ -69,4 +75,17 @@ export async function openSession(
     const hint = options.device === "webgpu" ? " Without a GPU that WebGPU can use, --device cpu runs it." : "";
     throw new NibbleError("engine", `${path} could not be opened on ${options.device}: ${message}${hint}`, { cause });
   }
+}
+
+/** Constants of `model` that lie in `files`, by name: int8 codes and float32 scales. */
+function tensorsOf({ graph }: ModelProto, files: readonly MemoryFile[], { Tensor }: Ort): Lent {
+  const bytes = new Map(files.map(({ path, data }) => [path, data]));
+  const found = graph.initializer.flatMap((tensor) => {
+    const data = bytes.get(locationOf(tensor) ?? "");
+    if (!data) return [];
+    const isCodes = tensor.dataType === elementCode("int8");
+    const values = isCodes ? new Int8Array(data.buffer) : new Float32Array(data.buffer);
+    return [[tensor.name, new Tensor(isCodes ? "int8" : "float32", values, tensor.dims!.map(Number))]];
+  });
+  return Object.fromEntries(found);
 }

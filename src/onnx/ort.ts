@@ -2,11 +2,20 @@
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
 
+/** Constants of a graph by name, on memory that the session reads for as long as it lives. */
+export type Lent = Readonly<Record<string, Tensor>>;
+
+export interface SessionOptions extends InferenceSession.SessionOptions {
+  /** Constants without a copy, beside others that a folder holds; only for a module that `lends`. */
+  readonly lent?: Lent;
+}
+
 /** What of the module the core uses. */
 export interface Ort {
+  readonly lends?: boolean;
   readonly InferenceSession: {
-    create(bytes: Uint8Array, options?: InferenceSession.SessionOptions): Promise<InferenceSession>;
-    create(path: string, options?: InferenceSession.SessionOptions): Promise<InferenceSession>;
+    create(bytes: Uint8Array, options?: SessionOptions): Promise<InferenceSession>;
+    create(path: string, options?: SessionOptions): Promise<InferenceSession>;
   };
   readonly Tensor: new (type: Tensor.Type, data: Tensor.DataType, dims: readonly number[]) => Tensor;
 }

@@ -37,15 +37,20 @@ describe("stories260K at 4 bits", () => {
   let folder: string;
   let model: ModelProto;
 
+  async function make(bits: number): Promise<string> {
+    const made = join(parent, `stories-${bits}`);
+    const checkpoint = await openInMemory(repoPath("models", "stories260k"));
+    const quantized = await quantize(checkpoint, rtn({ bits }));
+    await exportFolder(quantized, made);
+    await quantized.dispose();
+    await checkpoint.dispose();
+    return made;
+  }
+
   beforeAll(async () => {
     parent = await mkdtemp(join(tmpdir(), "nibble-prompts-"));
     process.env.NIBBLE_CACHE ??= join(parent, "cache");
-    folder = join(parent, "stories");
-    const checkpoint = await openInMemory(repoPath("models", "stories260k"));
-    const quantized = await quantize(checkpoint, rtn({ bits: 4 }));
-    await exportFolder(quantized, folder);
-    await quantized.dispose();
-    await checkpoint.dispose();
+    folder = await make(4);
     model = await readGraph(nodeFolder(folder), GRAPH);
   });
   afterAll(() => rm(parent, { recursive: true, force: true }));
@@ -83,9 +88,9 @@ describe("stories260K at 4 bits", () => {
     await stored.release();
   });
 
-  async function answers(options: LoadEngineOptions, times = 1) {
+  async function answers(options: LoadEngineOptions, times = 1, from = folder) {
     // a guess is tried when it seems to pay, and a step of several tokens sums in another order
-    const engine = await loadEngine(folder, { threads: 1, speculate: false, ...options });
+    const engine = await loadEngine(from, { threads: 1, speculate: false, ...options });
     const said: unknown[][] = [];
     for (let i = 0; i < times; i++) {
       const one: unknown[] = [];
@@ -112,6 +117,17 @@ describe("stories260K at 4 bits", () => {
       expect(said[1]).toEqual(said[0]);
     },
   );
+
+  test("codes that are stored in planes of 3 bits too, and both bindings say the same", async () => {
+    const three = await make(3);
+    const [capi, portable] = [
+      await answers({ binding: "capi" }, 1, three),
+      await answers({ binding: "portable" }, 1, three),
+    ];
+    expect([capi.promptProducts, portable.promptProducts]).toEqual(["int8", "int8"]);
+    expect(portable.said).toEqual(capi.said);
+    expect((await answers({ binding: "portable" })).said).toEqual((await answers({ binding: "capi" })).said);
+  });
 });
 
 /** x -> norm -> y = W x + b -> z = V y, of which z is the head; noise all over, and outliers in x. */
