@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { type CacheChoice, type CacheWish, chooseCache } from "../node/cache-choice.ts";
 import { loadEngine } from "../node/engine.ts";
 import { fileError, nodeFolder } from "../node/files.ts";
-import { describeMemory, estimateMemory, formatBytes, type MemoryEstimate } from "../node/memory.ts";
+import { describeMemory, estimateMemory, type MemoryEstimate } from "../node/memory.ts";
 import type { Engine } from "../runtime/engine.ts";
 import { readOffer } from "../runtime/folder.ts";
 import type { LoadFlags } from "./options.ts";
@@ -44,8 +44,9 @@ export async function openEngine(
   });
   const { id, file, binding: used, kv: cache, promptProducts: products } = engine.info;
   if (cache.keeps) output.note(cache.keeps);
-  const prompts = products === "int8" ? `, prompts with int8 weights of ${formatBytes(expected.promptBytes)}` : "";
-  output.note(`${id}: ${file} on ${used}, ${cache.format} KV cache${prompts}`);
+  output.note(
+    `${id}: ${file} on ${used}, ${cache.format} KV cache${products === "int8" ? ", prompts through int8 products" : ""}`,
+  );
   return engine;
 }
 

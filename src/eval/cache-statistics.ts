@@ -5,15 +5,14 @@
 import type { InferenceSession } from "onnxruntime-common";
 import { openGraph } from "../export/open-graph.ts";
 import type { FolderSource } from "../files.ts";
-import { type AttentionNode, attentionNodes, INPUT, rotatedPairs } from "../kv/attention-nodes.ts";
+import { type AttentionNode, attentionNodes } from "../kv/attention-nodes.ts";
 import { SINKS } from "../kv/int4-tiers.ts";
-import { elementCode } from "../onnx/graph.ts";
 import type { Ort } from "../onnx/ort.ts";
 import type { ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
 import { f16ToF32 } from "../tensor/dtypes.ts";
 import { emptyCacheFeeds } from "./graph-check.ts";
-import { largestCosine, type RotaryTable, rotaryTables } from "./rotary-tables.ts";
+import { largestCosine, type RotaryTable, rotaryTables, rotatedPairs } from "./rotary-tables.ts";
 
 /** Of one layer's keys or values, (kvHeads * headDim) each, in the layout of the cache. */
 export interface PartStatistics {
@@ -35,8 +34,6 @@ export interface PartStatistics {
 export interface LayerStatistics {
   readonly key: PartStatistics;
   readonly value: PartStatistics;
-  /** Mean square of the queries that read each key channel, as they enter the attention; (kvHeads * headDim). */
-  readonly queryPower: Float32Array;
 }
 
 export interface StatisticsOptions {
@@ -58,10 +55,9 @@ export async function cacheStatistics(
   const layers = nodes.map((attention) => ({
     key: new PartSums(attention.node.output[1], attention, rotatedPairs(attention), tables[attention.layer]),
     value: new PartSums(attention.node.output[2], attention),
-    query: new QueryPower(attention),
   }));
-  const parts = layers.flatMap(({ key, value, query }) => [key, value, query]);
-  const session = await openGraph(ort, folder, path, { change: (stored) => withQueries(stored, nodes) });
+  const parts = layers.flatMap(({ key, value }) => [key, value]);
+  const session = await openGraph(ort, folder, path);
   try {
     for (const [i, ids] of windows.entries()) {
       signal?.throwIfAborted();
@@ -78,50 +74,7 @@ export async function cacheStatistics(
   } finally {
     await session.release();
   }
-  return layers.map(({ key, value, query }) => ({
-    key: key.statistics(),
-    value: value.statistics(),
-    queryPower: query.mean(),
-  }));
-}
-
-/** The graph with the queries of its attention among its outputs. */
-function withQueries(model: ModelProto, nodes: readonly AttentionNode[]): ModelProto {
-  const queries = nodes.map(({ node, cacheType }) => ({
-    name: node.input[INPUT.query],
-    type: { tensorType: { elemType: elementCode(cacheType) } },
-  }));
-  return { ...model, graph: { ...model.graph, output: [...model.graph.output, ...queries] } };
-}
-
-/** Sums over queries (1, seq, heads * headDim), with what else lies beside them in a row. */
-class QueryPower {
-  readonly name: string;
-  private readonly sums: Float64Array;
-  private count = 0;
-
-  constructor(private readonly attention: AttentionNode) {
-    this.name = attention.node.input[INPUT.query];
-    this.sums = new Float64Array(attention.kvHeads * attention.headDim);
-  }
-
-  add({ dims, type, data }: InferenceSession.OnnxValueMapType[string]): void {
-    const { heads, kvHeads, headDim } = this.attention;
-    const [, seq, width] = dims;
-    const values = type === "float16" ? f16ToF32(data as Uint16Array) : (data as Float32Array);
-    for (let position = 0; position < seq; position++) {
-      for (let head = 0; head < heads; head++) {
-        const to = Math.floor((head * kvHeads) / heads) * headDim;
-        const from = position * width + head * headDim;
-        for (let channel = 0; channel < headDim; channel++) this.sums[to + channel] += values[from + channel] ** 2;
-      }
-    }
-    this.count += (seq * heads) / kvHeads;
-  }
-
-  mean(): Float32Array {
-    return Float32Array.from(this.sums, (x) => x / Math.max(1, this.count));
-  }
+  return layers.map(({ key, value }) => ({ key: key.statistics(), value: value.statistics() }));
 }
 
 /** Sums over tokens of a cache (1, kvHeads, seq, headDim). */

@@ -54,6 +54,12 @@ function tableOf(cos: Float32Array, sin: Float32Array, half: number): RotaryTabl
   return { frequencies, factor: Math.hypot(cos[0], sin[0]), positions: cos.length / half, cos, sin };
 }
 
+/** The channels of each pair that turns with the position. */
+export function rotatedPairs({ rotary, rotaryDim, interleaved }: AttentionNode): [number, number][] {
+  const half = rotary ? rotaryDim / 2 : 0;
+  return Array.from({ length: half }, (_, i) => (interleaved ? [2 * i, 2 * i + 1] : [i, i + half]));
+}
+
 /** Largest |cos| of the angles from `start` on, over `span` radians. */
 export function largestCosine(start: number, span: number): number {
   if (Math.floor(start / Math.PI) !== Math.floor((start + span) / Math.PI)) return 1;

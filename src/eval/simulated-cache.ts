@@ -8,15 +8,14 @@
  *                its pull request 21038
  */
 import { NibbleError } from "../errors.ts";
-import { type AttentionNode, INPUT, rotatedPairs } from "../kv/attention-nodes.ts";
-import { keyGains } from "../kv/int4.ts";
+import { type AttentionNode, INPUT } from "../kv/attention-nodes.ts";
 import { RECENT, REST_CAPACITY, SINKS } from "../kv/int4-tiers.ts";
 import { headRotation, timesMatrix, transposed } from "../kv/rotation.ts";
 import type { DecoderSession, Rows } from "../runtime/session.ts";
 import { f16ToF32, toF16Bits } from "../tensor/dtypes.ts";
 import type { CachedModel } from "./cache-drift.ts";
 import type { LayerStatistics } from "./cache-statistics.ts";
-import type { RotaryTable } from "./rotary-tables.ts";
+import { type RotaryTable, rotatedPairs } from "./rotary-tables.ts";
 
 interface SimulatedFormat {
   /** Stored bits of one token and head, of so many channels. */
@@ -51,8 +50,6 @@ interface SimulatedPart {
   readonly headDim: number;
   /** (kvHeads * headDim), taken off before rounding. */
   readonly mean: Float32Array;
-  /** (kvHeads * headDim) of keys, multiplied by after that (kv/int4.ts). */
-  readonly gains?: Float32Array;
   /** By which the mean turns with a token's position, and the channels of each pair. */
   readonly table?: RotaryTable;
   readonly pairs: readonly (readonly [number, number])[];
@@ -90,9 +87,8 @@ export class SimulatedCache implements CachedModel {
         return { kvHeads, headDim, mean: statistics[layer].value.mean, pairs: [] };
       }
       const { mean, unturnedMean } = statistics[layer].key;
-      const gains = keyGains(attention, statistics[layer]);
-      if (!unturnedMean) return { kvHeads, headDim, mean, gains, pairs: [] };
-      return { kvHeads, headDim, mean: unturnedMean, gains, table: tables[layer], pairs: rotatedPairs(attention) };
+      if (!unturnedMean) return { kvHeads, headDim, mean, pairs: [] };
+      return { kvHeads, headDim, mean: unturnedMean, table: tables[layer], pairs: rotatedPairs(attention) };
     });
   }
 
@@ -129,16 +125,14 @@ export class SimulatedCache implements CachedModel {
       const { kvHeads, headDim } = part;
       const rotation = headRotation(headDim);
       const mean = this.format.tiers ? meansAt(part, start, count) : new Float32Array(values[i].length);
-      const gains = this.format.tiers ? part.gains : undefined;
-      const gainAt = (at: number) => gains?.[Math.floor(at / (count * headDim)) * headDim + (at % headDim)] ?? 1;
       const rows = timesMatrix(
-        values[i].map((x, at) => (x - mean[at]) * gainAt(at)),
+        values[i].map((x, at) => x - mean[at]),
         rotation,
         headDim,
       );
       for (let at = 0; at < kvHeads * count; at++) this.format.round(rows.subarray(at * headDim, (at + 1) * headDim));
       const back = timesMatrix(rows, transposed(rotation, headDim), headDim);
-      for (let at = 0; at < back.length; at++) values[i][at] = back[at] / gainAt(at) + mean[at];
+      for (let at = 0; at < back.length; at++) values[i][at] = back[at] + mean[at];
     }
     this.inner.writeTokens(row, start, count, values);
   }

@@ -86,12 +86,6 @@ export function attentionNodes({ graph }: ModelProto, what: string): AttentionNo
   });
 }
 
-/** The channels of each pair that turns with the position. */
-export function rotatedPairs({ rotary, rotaryDim, interleaved }: AttentionNode): [number, number][] {
-  const half = rotary ? rotaryDim / 2 : 0;
-  return Array.from({ length: half }, (_, i) => (interleaved ? [2 * i, 2 * i + 1] : [i, i + half]));
-}
-
 export function sizes(info: ValueInfoProto | undefined): Dim[] {
   return (info?.type?.tensorType?.shape?.dim ?? []).map(({ dimValue, dimParam }) => dimParam || Number(dimValue ?? 0));
 }

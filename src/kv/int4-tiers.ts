@@ -33,7 +33,7 @@ const TRIED_SCALES = 4;
 const STEPS = [0.974, 0.983, 0.991, 1, 1.009, 1.018, 1.026];
 /**
  * How much worse an error along the codes is than one in any other direction: it makes a key longer or shorter, so all
- * its scores wrong by one factor. (SmolLM2, without it: KL 0.0032 where scales in float16 have 0.0027.)
+ * its scores wrong by one factor. (SmolLM2, scales 6 % apart without this: KL 0.0032; scales in float16: 0.0027.)
  */
 const ALONG_WEIGHT = 10;
 

@@ -5,7 +5,7 @@
  *
  * Before anything is cached, a head's values lose their mean over tokens, its keys theirs before the rotation by position
  * (Qwen 2's biases are hundreds of times what differs between tokens), and both are turned by a Hadamard rotation; each
- * token's row then has one scale. Before they turn, keys take gains that queries lose again (keyGains). What the mean key m at position p adds to the score of a query q, q . R_p m, is known
+ * token's row then has one scale. What the mean key m at position p adds to the score of a query q, q . R_p m, is known
  * without a cache: in the pairs (a, b) of channels that R_p turns by an angle w,
  *   q . R_p m = sum (q_a m_a + q_b m_b) cos w + (q_b m_a - q_a m_b) sin w
  * Where angles are unknown keys lose the mean of what is cached, which shifts all scores of a query alike.
@@ -28,15 +28,7 @@ import { NibbleError } from "../errors.ts";
 import { elementCode, type Graph, type Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import type { ModelProto } from "../onnx/proto.ts";
-import {
-  type AttentionNode,
-  attend,
-  attentionNodes,
-  INPUT,
-  outer,
-  replaceAttention,
-  rotatedPairs,
-} from "./attention-nodes.ts";
+import { type AttentionNode, attend, attentionNodes, INPUT, outer, replaceAttention } from "./attention-nodes.ts";
 import { SCALE_OCTAVES, SCALES_PER_OCTAVE, SINKS } from "./int4-tiers.ts";
 import { headRotation, timesMatrix, transposed } from "./rotation.ts";
 
@@ -51,8 +43,6 @@ export interface TokenStatistics {
 export interface LayerTokens {
   readonly key: TokenStatistics;
   readonly value: TokenStatistics;
-  /** Mean square of the queries that read each key channel. */
-  readonly queryPower: Float32Array;
 }
 
 export type BodyScales = "token" | "static";
@@ -254,7 +244,6 @@ function turned(
 ): { packed: Value; query: Value; beforeTurn: Value } {
   const { node, heads, kvHeads, headDim, rotary, interleaved, rotaryDim } = attention;
   const all = heads + 2 * kvHeads;
-  const gains = rotation ? keyGains(attention, tokens) : undefined;
   const input = (place: number, width: number) => outer(node.input[place], "float32", [1, "seq", width]);
   const given = (place: number) => (node.input[place] ?? "") !== "";
   let keyed: Value; // (1, seq, (heads + kvHeads) * headDim)
@@ -285,54 +274,24 @@ function turned(
   const joined = ops.concat(g, [keyed, value], 2);
   let rows = ops.reshape(g, joined, [0, 0, all, headDim], [1, "seq", all, headDim]);
   const turn = (mean: Float32Array) => (rotation ? timesMatrix(mean, rotation, headDim) : mean);
-  if (gains) {
-    const table = new Float32Array(all * headDim).fill(1);
-    table.set(perQueryHead(gains, attention).map((gain) => 1 / gain));
-    table.set(gains, heads * headDim);
-    rows = ops.mul(g, rows, g.initializer(`${g.scope}/gains`, "float32", [all, headDim], table));
-  }
   if (rotation) {
     rows = ops.matMul(g, rows, g.initializer(`kv/turn/${headDim}`, "float32", [headDim, headDim], rotation));
   }
   const means = new Float32Array(all * headDim);
-  if (!apart) means.set(turn(tokens.key.mean.map((x, i) => x * (gains?.[i] ?? 1))), heads * headDim);
+  if (!apart) means.set(turn(tokens.key.mean), heads * headDim);
   means.set(turn(tokens.value.mean), (heads + kvHeads) * headDim);
   rows = ops.sub(g, rows, g.initializer(`${g.scope}/means`, "float32", [all, headDim], means));
   const packed = ops.reshape(g, rows, [0, 0, all * headDim], [1, "seq", all * headDim]);
   return { packed, query: ops.splitLast(g, packed, [heads * headDim, 2 * kvHeads * headDim])[0], beforeTurn };
 }
 
-/**
- * By what each key channel (kvHeads * headDim) is multiplied, and the queries that read it divided. The rotation spreads a
- * row's rounding evenly; with the power of queries q and of keys k the scores are then wrong by sum(q / gain^2) *
- * sum(k gain^2), least where gain^4 = q / k: on SmolLM2 by 0.72 of what they are without. Channels that the rotation by
- * position mixes have one gain.
- */
-export function keyGains(attention: AttentionNode, { key, queryPower }: LayerTokens): Float32Array {
-  const { headDim } = attention;
-  const mean = apartMeanOf(attention, key);
-  const keyPower = key.variance.map((x, i) => (mean ? x + key.mean[i] ** 2 - mean[i] ** 2 : x));
-  const gains = new Float32Array(queryPower.length);
-  const partner = new Map(rotatedPairs(attention).flatMap(([a, b]) => [[a, b] as const, [b, a] as const]));
-  for (let at = 0; at < gains.length; at++) {
-    const other = at - (at % headDim) + (partner.get(at % headDim) ?? at % headDim);
-    const [q, k] = [queryPower, keyPower].map((power) => power[at] + power[other]);
-    gains[at] = q > 0 && k > 0 ? (q / k) ** 0.25 : 1;
-  }
-  return gains;
-}
-
 /** The mean key that is taken off before the rotation by position; undefined where that cannot be. */
 function apartMean(
-  attention: AttentionNode,
+  { rotary, interleaved }: AttentionNode,
   { key }: LayerTokens,
   rotation: Float32Array | undefined,
 ): Float32Array | undefined {
-  return rotation && apartMeanOf(attention, key);
-}
-
-function apartMeanOf({ rotary, interleaved }: AttentionNode, key: TokenStatistics): Float32Array | undefined {
-  return rotary && !interleaved ? key.unturnedMean : undefined;
+  return rotary && !interleaved && rotation ? key.unturnedMean : undefined;
 }
 
 /**

@@ -216,7 +216,7 @@ async function openDraft(
 
 /** The prefix cache on disk, where one is wanted; error `unsupported` where this cache cannot be kept. */
 async function openPrefixFiles(
-  { folder, graph, prefixFiles, eviction, promptProducts }: WorkerSetup,
+  { folder, graph, prefixFiles, eviction }: WorkerSetup,
   { manifest }: ModelOffer,
   canCopy: boolean,
 ): Promise<PrefixFiles | undefined> {
@@ -227,7 +227,7 @@ async function openPrefixFiles(
       param: "prefixCacheDir",
     });
   }
-  const fingerprint = await cacheFingerprint(folder, graph, manifest, promptProducts);
+  const fingerprint = await cacheFingerprint(folder, graph, manifest);
   return new PrefixFiles(prefixFiles.dir, fingerprint, prefixFiles.maxBytes, (note) => say({ kind: "note", note }));
 }
 

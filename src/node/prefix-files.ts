@@ -21,21 +21,19 @@ import {
   PREFIX_VERSION,
 } from "../runtime/prefix-block.ts";
 import type { Block, BlockStore } from "../runtime/prefix-cache.ts";
-import type { PromptProducts } from "./prompt-choice.ts";
 
 const sha256 = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest();
 /** On disk at most, where nobody says: the prompts of a few dozen assistants. */
 export const DEFAULT_PREFIX_DISK_BYTES = 2 ** 30;
 
-/** What blocks of this graph's cache depend on: the graph's bytes, the weights beside it, how prompts are multiplied. */
+/** What blocks of this graph's cache depend on: the graph's bytes and the weights beside it. */
 export async function cacheFingerprint(
   folder: string,
   graph: string,
   manifest: Pick<Manifest, "files"> | undefined,
-  products: PromptProducts,
 ): Promise<string> {
   const bytes = readFileSync(join(folder, graph));
-  const hash = createHash("sha256").update(`${PREFIX_VERSION} ${products}\n`).update(bytes);
+  const hash = createHash("sha256").update(`${PREFIX_VERSION}\n`).update(bytes);
   const directory = graph.slice(0, graph.lastIndexOf("/") + 1);
   for (const file of dataFiles(decodeModel(bytes))) {
     const path = directory + file;
