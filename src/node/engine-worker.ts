@@ -27,10 +27,12 @@ import { DecoderSession } from "../runtime/session.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { type FromWorker, type ToWorker, toWire, type WorkerSetup } from "./engine-protocol.ts";
+import { addsExactly } from "./exact-products.ts";
 import { nodeFolder } from "./files.ts";
 import { collapsePages } from "./huge-pages.ts";
 import { type OpenSessionOptions, openSession, ortFor } from "./ort.ts";
 import { cacheFingerprint, PrefixFiles } from "./prefix-files.ts";
+import type { PromptProducts } from "./prompt-choice.ts";
 
 /** What the main thread takes to write a token to a socket, and its reader to read it. */
 const REST_MS = 1;
@@ -231,10 +233,19 @@ async function openPrefixFiles(
   return new PrefixFiles(prefixFiles.dir, fingerprint, prefixFiles.maxBytes, (note) => say({ kind: "note", note }));
 }
 
-async function start(setup: WorkerSetup): Promise<ModelWorker> {
-  const offer = await readOffer(nodeFolder(setup.folder));
-  const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: setup.chatTemplate });
-  const ort = await ortFor(setup.binding);
+/** What runs of what was chosen: int8 products only on a CPU that adds them up exactly. */
+async function possibleProducts(ort: Ort, { id, promptProducts }: WorkerSetup): Promise<PromptProducts> {
+  if (promptProducts === "stored" || (await addsExactly(ort))) return promptProducts;
+  const note = `${id}: this CPU adds up 8-bit products in 16 bits, so prompts are read with weights as stored, which takes longer.`;
+  say({ kind: "note", note });
+  return "stored";
+}
+
+async function start(wanted: WorkerSetup): Promise<ModelWorker> {
+  const offer = await readOffer(nodeFolder(wanted.folder));
+  const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: wanted.chatTemplate });
+  const ort = await ortFor(wanted.binding);
+  const setup = { ...wanted, promptProducts: await possibleProducts(ort, wanted) };
   // two thread pools that wait for work by spinning would take the cores from each other
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
   const { session, readsInPieces } = await openDecoder(ort, setup, options);
