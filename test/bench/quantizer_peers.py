@@ -47,7 +47,9 @@ def hqq():
 def gptqmodel():
     from gptqmodel import GPTQModel, QuantizeConfig
 
-    model = GPTQModel.load(job["checkpoint"], QuantizeConfig(bits=job["bits"], group_size=job["groupSize"], sym=job["symmetric"]))
+    # what it puts on disk meanwhile cannot be read back from its modules
+    config = QuantizeConfig(bits=job["bits"], group_size=job["groupSize"], sym=job["symmetric"], offload_to_disk=False)
+    model = GPTQModel.load(job["checkpoint"], config)
     yield
     windows = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)} for ids in job["windows"]]
     model.quantize(windows, batch_size=1)
