@@ -41,7 +41,6 @@ export const relu = unary("Relu");
 export const neg = unary("Neg");
 export const sqrt = unary("Sqrt");
 export const exp = unary("Exp");
-export const log = unary("Log");
 export const abs = unary("Abs");
 export const sign = unary("Sign");
 export const erf = unary("Erf");
