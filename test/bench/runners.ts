@@ -126,6 +126,18 @@ export function findLlama(modules: string): { entry: string; version: string } {
   return { entry, version: JSON.parse(manifest).version };
 }
 
+interface LlamaSequence {
+  evaluate(ids: readonly number[], options: object): AsyncIterable<number>;
+}
+
+/** So many tokens, none fewer where the model would end its text: the time is divided by their number. */
+async function make(sequence: LlamaSequence, first: number, tokens: number): Promise<void> {
+  let count = 0;
+  const options = { temperature: 0, yieldEogToken: true };
+  for await (const _ of sequence.evaluate([first], options)) if (++count === tokens) return;
+  throw new Error(`llama.cpp ended after ${count} of ${tokens} tokens`);
+}
+
 /** llama.cpp through node-llama-cpp, flash attention on (what is faster here at every context, and what q8_0 needs). */
 export async function llamaCpp({ gguf, modules, cache, threads }: LlamaOptions): Promise<Runner> {
   const { getLlama } = await import(pathToFileURL(findLlama(modules).entry).href);
@@ -151,8 +163,7 @@ export async function llamaCpp({ gguf, modules, cache, threads }: LlamaOptions):
       const atFirst = performance.now();
       await sequence.evaluateWithoutGeneratingNewTokens([...ids]);
       const start = performance.now();
-      let count = 0;
-      for await (const _ of sequence.evaluate([ids[ids.length - 1]], { temperature: 0 })) if (++count === tokens) break;
+      await make(sequence, ids[ids.length - 1], tokens);
       const end = performance.now();
       await context.dispose();
       return { prefillMs: start - atFirst, tokenMs: (end - start) / tokens };
@@ -163,11 +174,7 @@ export async function llamaCpp({ gguf, modules, cache, threads }: LlamaOptions):
       const sequences = Array.from({ length: streams }, () => context.getSequence());
       for (const sequence of sequences) await sequence.evaluateWithoutGeneratingNewTokens([...ids]);
       const start = performance.now();
-      const read = async (sequence: { evaluate(ids: number[], options: object): AsyncIterable<number> }, i: number) => {
-        let count = 0;
-        for await (const _ of sequence.evaluate([i + 300], { temperature: 0 })) if (++count === tokens) break;
-      };
-      await Promise.all(sequences.map(read));
+      await Promise.all(sequences.map((sequence, i) => make(sequence, i + 300, tokens)));
       const rate = (streams * tokens * 1000) / (performance.now() - start);
       await context.dispose();
       return rate;
