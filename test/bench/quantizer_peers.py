@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # gptqmodel asks for more workers than two cores have, and stops
@@ -53,6 +54,9 @@ def gptqmodel():
     yield
     windows = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)} for ids in job["windows"]]
     model.quantize(windows, batch_size=1)
+    with tempfile.TemporaryDirectory() as folder:  # zero points have another form in memory than kernels read
+        model.save(folder)
+        model = GPTQModel.load(folder, device="cpu", backend="torch")
     values = {}
     for name, module in model.model.named_modules():
         if ".layers." in name and hasattr(module, "dequantize_weight"):
