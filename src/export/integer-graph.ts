@@ -5,6 +5,7 @@
  */
 import { NibbleError } from "../errors.ts";
 import type { ByteSink } from "../files.ts";
+import { storedAt } from "../onnx/external-data.ts";
 import { ConstantFolder, type ConstantTensor, withoutUnused } from "../onnx/fold-constants.ts";
 import { elementCode, Graph, type Initializer, toGraphProto, type Value } from "../onnx/graph.ts";
 import {
@@ -232,11 +233,6 @@ class DataFile {
     if (start > this.offset) await this.io.sink.write(new Uint8Array(start - this.offset));
     await this.io.sink.write(bytes);
     this.offset = start + bytes.byteLength;
-    const externalData = [
-      { key: "location", value: this.io.location },
-      { key: "offset", value: String(start) },
-      { key: "length", value: String(bytes.byteLength) },
-    ];
-    return { ...head, dataLocation: 1, externalData };
+    return storedAt(head, { location: this.io.location, offset: start, sizeBytes: bytes.byteLength });
   }
 }

@@ -9,6 +9,7 @@
  * 0.0795 (8 windows).
  */
 import { computesInFloat32 } from "../onnx/by-rows.ts";
+import { storedAt } from "../onnx/external-data.ts";
 import { ConstantFolder, type MemoryFile, type ReadTensor } from "../onnx/fold-constants.ts";
 import { elementCode, Graph, inlineGraphProto, type Value } from "../onnx/graph.ts";
 import { integerProduct, type RoundedTokens, roundTokens } from "../onnx/integer-product.ts";
@@ -41,12 +42,8 @@ export async function withIntegerProducts(model: ModelProto, read: ReadTensor): 
   const store = (name: string, dataType: number, dims: readonly number[], data: Uint8Array): void => {
     const path = `prompts/${files.length}`;
     files.push({ path, data });
-    const externalData = [
-      { key: "location", value: path },
-      { key: "offset", value: "0" },
-      { key: "length", value: String(data.byteLength) },
-    ];
-    stored.set(name, { name, dataType, dims: dims.map(BigInt), dataLocation: 1, externalData });
+    const head = { name, dataType, dims: dims.map(BigInt) };
+    stored.set(name, storedAt(head, { location: path, offset: 0, sizeBytes: data.byteLength }));
   };
 
   /** Where the new nodes of a product start among those of `g`. */

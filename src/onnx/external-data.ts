@@ -15,6 +15,7 @@ export const MAX_CHUNK_BYTES = 2_000_000_000;
 const ALIGNMENT = 64;
 
 interface Place {
+  /** A file beside the graph. */
   readonly location: string;
   readonly offset: number;
   readonly sizeBytes: number;
@@ -125,11 +126,16 @@ function inlineTensor(initializer: Initializer, rawData: Uint8Array): TensorProt
   return { ...tensorHead(initializer), rawData };
 }
 
-function externalTensor(initializer: Initializer, { location, offset, sizeBytes }: Place): TensorProto {
+function externalTensor(initializer: Initializer, place: Place): TensorProto {
+  return storedAt(tensorHead(initializer), place);
+}
+
+/** A tensor whose bytes lie in a file beside the graph (TensorProto.external_data). */
+export function storedAt(head: TensorProto, { location, offset, sizeBytes }: Place): TensorProto {
   const externalData = [
     { key: "location", value: location },
     { key: "offset", value: String(offset) },
     { key: "length", value: String(sizeBytes) },
   ];
-  return { ...tensorHead(initializer), dataLocation: 1, externalData };
+  return { ...head, dataLocation: 1, externalData };
 }

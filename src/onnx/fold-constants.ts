@@ -6,6 +6,7 @@
  */
 import { NibbleError } from "../errors.ts";
 import { f16ToF32, f32ToF16 } from "../tensor/dtypes.ts";
+import { storedAt } from "./external-data.ts";
 import { modelHeader } from "./graph.ts";
 import type { ModelProto, NodeProto, TensorProto } from "./proto.ts";
 
@@ -193,12 +194,7 @@ export class ConstantFolder {
       if (data.byteLength < INLINE_BYTES) return { ...head, rawData: data };
       const path = `folded/${files.length}`;
       files.push({ path, data });
-      const externalData = [
-        { key: "location", value: path },
-        { key: "offset", value: "0" },
-        { key: "length", value: String(data.byteLength) },
-      ];
-      return { ...head, dataLocation: 1, externalData };
+      return storedAt(head, { location: path, offset: 0, sizeBytes: data.byteLength });
     };
     const initializer: TensorProto[] = [];
     for (const tensor of graph.initializer) {
