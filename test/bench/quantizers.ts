@@ -197,7 +197,9 @@ async function measure(name: string): Promise<Row> {
     peakMB: process.resourceUsage().maxRSS / 1024,
   };
   await products.dispose();
-  return score(name, cost, quantized.model, quantized.model !== model, quantized.dequantized);
+  const row = await score(name, cost, quantized.model, quantized.model !== model, quantized.dequantized);
+  await model.checkpoint.dispose();
+  return row;
 }
 
 /** "gptqmodel:symmetric:groupSize=128" by the toolkit of that name. */
@@ -223,7 +225,9 @@ async function measurePeer(name: string): Promise<Row> {
       }
     }
     const made = resolveModel(await openCheckpoint(out));
-    return await score(`${name} ${version}`, cost, model, false, floatWeights(made.checkpoint));
+    const row = await score(`${name} ${version}`, cost, model, false, floatWeights(made.checkpoint));
+    await Promise.all([model.checkpoint.dispose(), made.checkpoint.dispose()]);
+    return row;
   } finally {
     rmSync(out, { recursive: true });
   }

@@ -118,6 +118,28 @@ test("nothing is made that the client does not read, and nothing is lost when it
   expect(onCancel).not.toHaveBeenCalled();
 });
 
+test("pieces that follow each other closely come together, the first ones at once, the last with no piece behind it", async () => {
+  const count = 1000;
+  let end = (): void => undefined;
+  pieces = async function* () {
+    for (let i = 0; i < count; i++) yield "x";
+    await new Promise<void>((resolve) => {
+      end = resolve;
+    });
+  };
+  const socket = await socketWith("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+  let all = "";
+  socket.setEncoding("latin1").on("data", (data) => {
+    all += data;
+  });
+  const chunks = (): string[] => all.slice(all.indexOf("\r\n\r\n")).match(/x+/g) ?? [];
+  await vi.waitFor(() => expect(chunks().join("").length).toBe(count));
+  expect(chunks().slice(0, 3)).toEqual(["x", "x", "x"]);
+  expect(chunks().length).toBeLessThan(count / 4);
+  end();
+  await vi.waitFor(() => expect(all).toMatch(/\r\n0\r\n\r\n$/));
+});
+
 test("a client that goes away ends the source", async () => {
   pieces = async function* () {
     for (;;) {
