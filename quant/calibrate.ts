@@ -95,10 +95,13 @@ export function streamShares(stream: Float32Array, features: number): Float64Arr
   });
 }
 
-/** X (tokens, cols) with each token times its share. */
-export function scaledTokens(X: Float32Array, shares: Float64Array): Float32Array {
+/** X (tokens, cols) with each token times its share, in `out`, which may be X. */
+export function scaledTokens(
+  X: Float32Array,
+  shares: Float64Array,
+  out: Float32Array = new Float32Array(X.length),
+): Float32Array {
   const cols = X.length / shares.length;
-  const out = new Float32Array(X.length);
   for (const [token, share] of shares.entries()) {
     for (let i = token * cols; i < (token + 1) * cols; i++) out[i] = X[i] * share;
   }

@@ -313,6 +313,7 @@ class SiteWalk {
     const sampler = this.recipe.inputBits && new TokenSampler(cols);
     const later = this.block.segments.slice(index + 1).flatMap((next) => floatName(next) ?? []);
     const keep = [...later, outputOf(this.block)].includes(wanted);
+    const scratch = { X: new Float32Array(0), missing: new Float32Array(0) }; // new pages for every batch take longer than the sums
     await this.runSegment(index, batches, async (batch, i) => {
       const started = performance.now();
       const X = floatsOf(batch, segment.tap!);
@@ -321,8 +322,11 @@ class SiteWalk {
       if (!keep) aims?.[i].delete(wanted);
       if (float && residual) {
         const shares = streamShares(float, this.model.config.hiddenSize);
-        const missing = difference(float, floatsOf(batch, residual.before));
-        await moment.add(scaledTokens(X, shares), scaledTokens(missing, shares));
+        const { before } = residual;
+        if (scratch.X.length !== X.length) scratch.X = new Float32Array(X.length);
+        if (scratch.missing.length !== float.length) scratch.missing = new Float32Array(float.length);
+        const missing = difference(float, floatsOf(batch, before), scratch.missing);
+        await moment.add(scaledTokens(X, shares, scratch.X), scaledTokens(missing, shares, missing));
       }
       // routed experts may see other tokens in the two prefixes; there is nothing to compare then
       else await moment.add(X, float?.length === X.length ? float : undefined);
@@ -449,8 +453,8 @@ class SiteWalk {
   }
 }
 
-function difference(a: Float32Array, b: Float32Array): Float32Array {
-  const out = new Float32Array(a.length);
+/** a - b, in `out`. */
+function difference(a: Float32Array, b: Float32Array, out: Float32Array): Float32Array {
   for (let i = 0; i < out.length; i++) out[i] = a[i] - b[i];
   return out;
 }
