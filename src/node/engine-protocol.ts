@@ -40,12 +40,14 @@ export type ToWorker =
     }
   | { readonly kind: "abort"; readonly request: number }
   | { readonly kind: "embed"; readonly request: number; readonly prompts: readonly (readonly number[])[] }
+  /** An answer's first piece was handed on. */
+  | { readonly kind: "heard" }
   | { readonly kind: "close" };
 
 export type FromWorker =
   | { readonly kind: "ready"; readonly info: Omit<EngineInfo, "memory">; readonly kvBytesPerToken: number }
   | { readonly kind: "failed"; readonly error: WireError }
-  | { readonly kind: "piece"; readonly request: number; readonly piece: Piece }
+  | { readonly kind: "piece"; readonly request: number; readonly piece: Piece; readonly first: boolean }
   | { readonly kind: "vectors"; readonly request: number; readonly vectors: Float32Array[] }
   | { readonly kind: "error"; readonly request: number; readonly error: WireError }
   | { readonly kind: "note"; readonly note: string }

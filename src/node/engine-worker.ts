@@ -1,7 +1,6 @@
 /** The worker thread that owns a model: session, KV cache, sampling, text. Speaks engine-protocol.ts. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout } from "node:timers/promises";
 import { parentPort, workerData } from "node:worker_threads";
 import { capabilitiesOf } from "../arch/capabilities.ts";
 import { NibbleError } from "../errors.ts";
@@ -34,13 +33,32 @@ import { type OpenSessionOptions, openSession, ortFor } from "./ort.ts";
 import { cacheFingerprint, PrefixFiles } from "./prefix-files.ts";
 import type { PromptProducts } from "./prompt-choice.ts";
 
-/** What the main thread takes to write a token to a socket, and its reader to read it. */
-const REST_MS = 1;
+/** Waits no longer for the main thread to hand on a first token. */
+const LONGEST_REST_MS = 5;
+/** What a client in another process takes to read it. */
+const READER_MS = 1;
 /** Milliseconds between reports of counters to the main thread while something runs. */
 const STATS_INTERVAL_MS = 250;
 
 const port = parentPort as NonNullable<typeof parentPort>;
 const say = (message: FromWorker): void => port.postMessage(message);
+
+/** The pause until the main thread has handed on an answer's first token and its reader has read it. */
+class Rest {
+  private over: (() => void) | undefined;
+
+  /** The main thread has. */
+  heard(): void {
+    if (this.over) setTimeout(this.over, READER_MS);
+  }
+
+  begin(): Promise<void> {
+    return new Promise((resolve) => {
+      this.over = resolve;
+      setTimeout(resolve, LONGEST_REST_MS);
+    });
+  }
+}
 
 class ModelWorker {
   private readonly aborts = new Map<number, AbortController>();
@@ -58,6 +76,7 @@ class ModelWorker {
     private readonly session: CacheSession,
     private readonly draft: DecoderSession | undefined,
     private readonly scheduler: Scheduler,
+    private readonly rest: Rest,
     private readonly vocabSize: number,
     private readonly prefixes: PrefixFiles | undefined,
     /** Work that ends by itself, before this thread may. */
@@ -77,6 +96,9 @@ class ModelWorker {
       case "embed":
         void this.embed(message.request, message.prompts);
         break;
+      case "heard":
+        this.rest.heard();
+        break;
       case "close":
         void this.close();
     }
@@ -92,9 +114,11 @@ class ModelWorker {
       const generation = new Generation(this.tokenizer, prompt, options, sampling, limits, constraint);
       const promptLogprobs = options.promptLogprobs ? (options.topLogprobs ?? 0) : undefined;
       const stream = this.scheduler.submit({ generation, signal: abort.signal, promptLogprobs });
+      let first = true;
       for await (const piece of stream) {
         if (piece.finish !== undefined) this.reportStats();
-        say({ kind: "piece", request, piece });
+        say({ kind: "piece", request, piece, first });
+        first = false;
       }
     } catch (error) {
       say({ kind: "error", request, error: toWire(error) });
@@ -258,13 +282,14 @@ async function start(wanted: WorkerSetup): Promise<ModelWorker> {
   const { can } = session;
   const maxBatch = without.batching || !can.batch ? 1 : setup.maxBatch;
   const prefixStore = await openPrefixFiles(setup, offer, can.copy);
+  const rest = new Rest();
   const scheduler = new Scheduler(session, {
     ...setup,
     draft: draft && new DraftModel(draft, draft.contextLength),
     recomputeAbove,
     maxBatch,
     speculate: setup.speculate && can.cut && !without.speculation,
-    rest: () => setTimeout(REST_MS),
+    rest: () => rest.begin(),
     wholeBlocks: readsInPieces,
     prefixStore,
     prefixCacheBytes: without["prefix cache"] || !can.copy ? 0 : setup.prefixCacheBytes,
@@ -284,7 +309,7 @@ async function start(wanted: WorkerSetup): Promise<ModelWorker> {
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,
   });
-  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, vocabSize, prefixStore, pages);
+  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, rest, vocabSize, prefixStore, pages);
 }
 
 try {

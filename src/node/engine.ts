@@ -244,7 +244,7 @@ class NodeEngine implements Engine {
           reject(fromWire(message.error));
           void worker.terminate();
         } else {
-          this.receive(message);
+          this.receive(worker, message);
         }
       });
       const died = (why: string, cause?: unknown) => {
@@ -278,11 +278,13 @@ class NodeEngine implements Engine {
     };
   }
 
-  private receive(message: FromWorker): void {
+  private receive(worker: Worker, message: FromWorker): void {
     switch (message.kind) {
       case "piece": {
         const stream = this.streams.get(message.request);
         stream?.push(message.piece);
+        // once whoever waits for it had his turn
+        if (message.first) setImmediate(() => worker.postMessage({ kind: "heard" } satisfies ToWorker));
         if (message.piece.finish === undefined) break;
         stream?.end();
         this.streams.delete(message.request);
