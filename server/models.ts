@@ -14,6 +14,8 @@ export interface ModelSource {
   readonly created: number;
   /** Weights and KV cache, as far as known before loading; 0 where it is not. */
   readonly sizeBytes: number;
+  /** SHA-256 of the list of its files and their hashes, in hex, where it has one. */
+  readonly digest?: string;
   /** Where its files lie, absolute, for pages that run it themselves; left out, they are not offered. */
   readonly folder?: string;
   /** The registry does the queueing: an engine that refuses before `maxWaiting` requests wait would be stricter. */
@@ -39,6 +41,7 @@ export interface ModelStatus {
   readonly active: number;
   readonly engine: Engine | undefined;
   readonly sizeBytes: number;
+  readonly digest: string | undefined;
   /** Unix milliseconds of the last request's end. */
   readonly lastUsed: number;
 }
@@ -273,7 +276,8 @@ function usedBytes({ engine, source }: Entry): number {
 
 function status(entry: Entry): ModelStatus {
   const { source, engine, leases, lastUsed } = entry;
+  const { id, created, digest } = source;
   const state = engine ? "ready" : entry.loading ? "loading" : entry.failure ? "failed" : "unloaded";
   const sizeBytes = engine ? usedBytes(entry) : source.sizeBytes;
-  return { id: source.id, created: source.created, state, active: leases, engine, sizeBytes, lastUsed };
+  return { id, created, state, active: leases, engine, sizeBytes, digest, lastUsed };
 }

@@ -91,14 +91,14 @@ function notOffered(c: Context): never {
 /** How Ollama says "never". */
 const NEVER_UNLOADED = new Date("2318-01-01T00:00:00Z");
 
-function describe({ id, created, sizeBytes, engine, lastUsed }: ModelStatus, idleMs: number) {
+function describe({ id, created, sizeBytes, digest = "", engine, lastUsed }: ModelStatus, idleMs: number) {
   return {
     name: id,
     model: id,
     modified_at: new Date(created * 1000).toISOString(),
     size: sizeBytes,
     size_vram: 0,
-    digest: "",
+    digest,
     expires_at: (engine && idleMs === 0 ? NEVER_UNLOADED : new Date(lastUsed + idleMs)).toISOString(),
     details: details(engine),
   };

@@ -7,6 +7,7 @@ import { closeOnSignals, DEFAULT_HOST, DEFAULT_PORT, formatLog, serve } from "..
 import type { ModelSource } from "../../server/models.ts";
 import { NibbleError } from "../errors.ts";
 import { MANIFEST } from "../export/model-folder.ts";
+import { sha256Hex } from "../hash.ts";
 import { formatBytes } from "../node/memory.ts";
 import { hasPage } from "../node/page.ts";
 import { expectedMemory, openEngine } from "./load.ts";
@@ -113,6 +114,7 @@ async function modelSource(dir: string, flags: ServeFlags, context: CommandConte
     id: basename(resolve(dir)),
     created: Math.floor(info.mtimeMs / 1000),
     sizeBytes: memory.totalBytes,
+    digest: await readFile(join(dir, MANIFEST)).then(sha256Hex, () => undefined),
     folder: resolve(dir),
     load: ({ maxWaiting }) => openEngine(dir, flags, context, maxWaiting),
   };

@@ -2,4 +2,4 @@
 import { capiOrt } from "./capi.ts";
 import { probe } from "./probe-model.ts";
 
-await probe(await capiOrt(), { intraOpNumThreads: 1 });
+for (const beside of [true, false]) await probe(await capiOrt(() => beside), { intraOpNumThreads: 1 });

@@ -1,11 +1,13 @@
 /**
  * ONNX Runtime's C API over koffi, on the very library that onnxruntime-node ships. Against that package's own binding:
- * runs do not block the event loop, and outputs are written where the caller wants them, never copied (a copy of the
- * whole KV cache per token otherwise). Implements as much of onnxruntime-common's InferenceSession as the runtime uses.
+ * outputs are written where the caller wants them, never copied (a copy of the whole KV cache per token otherwise), and a
+ * run leaves the event loop free where there is work for it. Implements as much of onnxruntime-common's InferenceSession
+ * as the runtime uses.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { Tensor as CommonTensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
@@ -183,10 +185,15 @@ function out<T = Pointer>(api: Pick<Api, "call">, run: (slot: [T | null]) => Sta
   return slot[0] as T;
 }
 
-export async function capiOrt(): Promise<Ort> {
+/**
+ * @param worksBeside asked before each run: whether this thread has something to compute meanwhile. Where it has not, the
+ *   run is on this thread: on another it would cost a token 0.4 ms, and, where two threads meet on one core, now and then
+ *   the 3 to 10 ms until the system moves one.
+ */
+export async function capiOrt(worksBeside: () => boolean = () => true): Promise<Ort> {
   const api = await openApi();
   const create = async (model: string | Uint8Array, options?: SessionOptions) =>
-    openCapiSession(api, model, options) as unknown as InferenceSession;
+    openCapiSession(api, worksBeside, model, options) as unknown as InferenceSession;
   return { lends: true, InferenceSession: { create }, Tensor: CommonTensor as unknown as Ort["Tensor"] };
 }
 
@@ -199,6 +206,7 @@ function configEntries(extra: object, prefix = ""): [string, string][] {
 
 async function openCapiSession(
   api: Api,
+  worksBeside: () => boolean,
   model: string | Uint8Array,
   { intraOpNumThreads, extra, externalData, lent = {} }: SessionOptions = {},
 ): Promise<CapiSession> {
@@ -226,7 +234,8 @@ async function openCapiSession(
     });
     check(api, status);
     if (files) files.held.length = 0; // until here, whatever the collector thinks
-    return new CapiSession(api, slot[0] as Pointer, typeof model === "string" ? readFileSync(model) : model, lent);
+    const bytes = typeof model === "string" ? readFileSync(model) : model;
+    return new CapiSession(api, worksBeside, slot[0] as Pointer, bytes, lent);
   } finally {
     call.ReleaseSessionOptions(options);
   }
@@ -317,14 +326,16 @@ class CapiSession {
   private readonly names: NativeNames;
   /** Arguments of Run: names and values of inputs, names and values of outputs. */
   private readonly tables: Readonly<Record<"inputNames" | "inputs" | "outputNames" | "outputs", PointerTable>>;
-  /** Values of tensors that are read and written in place: a caller hands in the same ones step after step. */
+  /** Values of tensors that a caller hands in step after step; one that comes a second time is such a tensor. */
   private readonly bound = new WeakMap<Tensor, Pointer>();
+  private readonly seen = new WeakSet<Tensor>();
   private readonly collected: FinalizationRegistry<Pointer>;
   private running: Promise<unknown> | undefined;
   private released = false;
 
   constructor(
     private readonly api: Api,
+    private readonly worksBeside: () => boolean,
     private readonly session: Pointer,
     model: Uint8Array,
     /** Held for as long as the library may read them. */
@@ -371,15 +382,15 @@ class CapiSession {
     const { api, session } = this;
     const { call } = api;
     const made: Pointer[] = [];
-    const nativeValue = (tensor: Tensor, stays: boolean): Pointer => {
+    const nativeValue = (tensor: Tensor): Pointer => {
       let value = this.bound.get(tensor);
       if (value !== undefined) return value;
       value = createValue(api, tensor);
-      if (stays) this.bind(tensor, value);
+      if (this.seen.has(tensor)) this.bind(tensor, value);
       else made.push(value);
+      this.seen.add(tensor);
       return value;
     };
-    const inPlace = new Set(Object.values(fetches));
     const inputNames = Object.keys(feeds);
     const outputNames = Object.keys(fetches);
     const { tables } = this;
@@ -387,25 +398,29 @@ class CapiSession {
     try {
       for (const [i, name] of inputNames.entries()) {
         tables.inputNames.entries[i] = this.names.address(name);
-        tables.inputs.entries[i] = nativeValue(feeds[name], inPlace.has(feeds[name]));
+        tables.inputs.entries[i] = nativeValue(feeds[name]);
       }
       for (const [i, name] of outputNames.entries()) {
         tables.outputNames.entries[i] = this.names.address(name);
-        outputs[i] = fetches[name] ? nativeValue(fetches[name], false) : 0n; // 0: the library makes one
+        outputs[i] = fetches[name] ? nativeValue(fetches[name]) : 0n; // 0: the library makes one
       }
-      const status = await new Promise<Status>((resolve, reject) =>
-        call.Run.async(
-          session,
-          null,
-          tables.inputNames.address,
-          tables.inputs.address,
-          inputNames.length,
-          tables.outputNames.address,
-          outputNames.length,
-          tables.outputs.address,
-          (error: unknown, result: Status) => (error ? reject(error) : resolve(result)),
-        ),
-      );
+      const parameters = [
+        session,
+        null,
+        tables.inputNames.address,
+        tables.inputs.address,
+        inputNames.length,
+        tables.outputNames.address,
+        outputNames.length,
+        tables.outputs.address,
+      ];
+      const status = this.worksBeside()
+        ? await new Promise<Status>((resolve, reject) =>
+            call.Run.async(...parameters, (error: unknown, result: Status) =>
+              error ? reject(error) : resolve(result),
+            ),
+          )
+        : await this.runHere(parameters);
       for (const [i, name] of outputNames.entries()) if (!fetches[name] && outputs[i]) made.push(outputs[i]);
       check(api, status);
       return Object.fromEntries(
@@ -414,6 +429,12 @@ class CapiSession {
     } finally {
       for (const value of made) call.ReleaseValue(value);
     }
+  }
+
+  /** After what waits on this thread: messages, and what the step before gave its readers. */
+  private async runHere(parameters: readonly unknown[]): Promise<Status> {
+    await setImmediate();
+    return this.api.call.Run(...parameters);
   }
 
   private bind(tensor: Tensor, value: Pointer): void {

@@ -131,6 +131,7 @@ export class DecoderSession {
   private capacity = 0;
   private buffers: Numbers[] = [];
   private logits = new Float32Array(0);
+  private kept: Tensor | undefined;
   private bound: Bound | undefined;
   /** How far each row's positions are ahead of what its cache holds, where tokens were dropped from it. */
   readonly dropped: number[] = [];
@@ -360,10 +361,14 @@ export class DecoderSession {
     const { vocabSize, floatLogits } = this.shape;
     if (vocabSize === undefined || !floatLogits) return null;
     const size = batch * rows * vocabSize;
+    const { kept } = this;
+    if (kept?.dims[0] === batch && kept.dims[1] === rows) return kept; // a binding keeps what it knows of a tensor
     let memory = this.logits;
     if (memory.length < size) memory = new Float32Array(size);
     if (size <= KEPT_LOGITS) this.logits = memory;
-    return new this.ort.Tensor("float32", memory.subarray(0, size), [batch, rows, vocabSize]);
+    const tensor = new this.ort.Tensor("float32", memory.subarray(0, size), [batch, rows, vocabSize]);
+    this.kept = size <= KEPT_LOGITS ? tensor : undefined;
+    return tensor;
   }
 
   private drop(): void {

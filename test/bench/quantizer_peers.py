@@ -42,6 +42,7 @@ def hqq():
             linear.weight.data, nbits=job["bits"], group_size=job["groupSize"], axis=1, optimize=True, round_zero=False, device="cpu"
         )
         linear.weight.data = Quantizer.dequantize(codes, meta).float()
+    yield
     yield {name: m.weight.data for name, m in decoder_linears(model).items()}, 16  # float16 zero points
 
 
@@ -54,6 +55,7 @@ def gptqmodel():
     yield
     windows = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)} for ids in job["windows"]]
     model.quantize(windows, batch_size=1)
+    yield
     with tempfile.TemporaryDirectory() as folder:  # zero points have another form in memory than kernels read
         model.save(folder)
         model = GPTQModel.load(folder, device="cpu", backend="torch")
@@ -85,15 +87,17 @@ def autoround():
         device_map="cpu",
     )
     model, _ = rounder.quantize()
+    yield
     yield {name: m.weight.data.float() for name, m in decoder_linears(model).items()}, 0 if job["symmetric"] else job["bits"]
 
 
 package = {"hqq": "hqq", "gptqmodel": "gptqmodel", "autoround": "auto-round"}[job["peer"]]
 run = {"hqq": hqq, "gptqmodel": gptqmodel, "autoround": autoround}[job["peer"]]()
-next(run)
+next(run)  # loads
 cpu, wall = time.process_time(), time.time()
-values, zero_bits = next(run)
+next(run)  # quantizes
 cpu, wall = time.process_time() - cpu, time.time() - wall
+values, zero_bits = next(run)
 
 model = load()
 expected = decoder_linears(model)

@@ -4,6 +4,7 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { sha256Hex } from "../../src/hash.ts";
 import { repoPath } from "../helpers.ts";
 import { type CommandResult, nibble, type RunOptions } from "./nibble.ts";
 
@@ -238,6 +239,9 @@ describe("a quantized model", () => {
       body: JSON.stringify({ model: "broken", prompt: "x" }),
     });
     expect([broken.status, (await broken.json()).error.type]).toEqual([503, "server_error"]);
+    const { models } = await (await fetch(new URL("/api/tags", api))).json();
+    const digest = sha256Hex(await readFile(join(folder, "q4", "nibble.json")));
+    expect(models.map((model: { digest: string }) => model.digest)).toEqual([digest, ""]);
     const ended = new Promise((resolve) => child.once("close", resolve));
     child.kill("SIGINT");
     expect(await ended).toBe(0);
