@@ -7,7 +7,6 @@
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
-import { setImmediate } from "node:timers/promises";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { Tensor as CommonTensor } from "onnxruntime-common";
 import { NibbleError } from "../errors.ts";
@@ -433,7 +432,7 @@ class CapiSession {
 
   /** After what waits on this thread: messages, and what the step before gave its readers. */
   private async runHere(parameters: readonly unknown[]): Promise<Status> {
-    await setImmediate();
+    await new Promise<void>((resolve) => setImmediate(resolve));
     return this.api.call.Run(...parameters);
   }
 
