@@ -68,6 +68,9 @@ class ModelWorker {
   /** What was said last, to say nothing twice. */
   private reported = "";
   private readonly grammars: GrammarCache;
+  private readonly closing = new AbortController();
+  /** Ends before this thread may. */
+  private readonly pages: Promise<unknown> | undefined;
   private readonly timer = setInterval(() => this.reportStats(), STATS_INTERVAL_MS);
 
   constructor(
@@ -81,10 +84,12 @@ class ModelWorker {
     private readonly rest: Rest,
     private readonly vocabSize: number,
     private readonly prefixes: PrefixFiles | undefined,
-    /** Work that ends by itself, before this thread may. */
-    private readonly pages: Promise<unknown> | undefined,
   ) {
     this.grammars = new GrammarCache(tokenizer);
+    if (setup.binding === "capi") {
+      const isBusy = () => scheduler.stats().running > 0;
+      this.pages = collapsePages({ isBusy, signal: this.closing.signal });
+    }
   }
 
   receive(message: ToWorker): void {
@@ -177,6 +182,7 @@ class ModelWorker {
 
   private async close(): Promise<void> {
     clearInterval(this.timer);
+    this.closing.abort();
     await this.scheduler.close();
     await this.prefixes?.close();
     await this.pages;
@@ -278,7 +284,6 @@ async function start(wanted: WorkerSetup): Promise<ModelWorker> {
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };
   const { session, readsInPieces } = await openDecoder(ort, setup, options);
   const draft = setup.draft && (await openDraft(ort, setup.draft, session, options));
-  const pages = setup.binding === "capi" ? collapsePages() : undefined; // prompts are read meanwhile
   const vocabSize = session.shape.vocabSize ?? tokenizer.vocabSize;
   const { without, recomputeAbove } = capabilitiesOf(offer.config, setup.contextLength);
   const { id, window, eviction } = setup;
@@ -313,7 +318,7 @@ async function start(wanted: WorkerSetup): Promise<ModelWorker> {
     },
     kvBytesPerToken: session.shape.kvBytesPerToken,
   });
-  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, rest, vocabSize, prefixStore, pages);
+  return new ModelWorker(setup, offer, ort, tokenizer, session, draft, scheduler, rest, vocabSize, prefixStore);
 }
 
 try {

@@ -24,6 +24,7 @@ import { decodeModel } from "../../src/onnx/proto.ts";
 import { readOffer } from "../../src/runtime/folder.ts";
 import { loadTokenizer } from "../../src/tokenizer/hf-tokenizer.ts";
 import { repoPath } from "../helpers.ts";
+import { atRest } from "./at-rest.ts";
 import { readBandwidth } from "./bandwidth.ts";
 import { genai } from "./genai.ts";
 import { findLlama, llamaCpp, type Measured, nibble, type Runner, transformersJs } from "./runners.ts";
@@ -163,6 +164,7 @@ for (const context of values.context.split(",").map(Number)) {
   const runners = await runnersFor(context, context >= LONG_CONTEXT ? bindings.slice(0, 1) : bindings);
   const ids = prompt(context);
   for (const runner of runners) await runner.run(ids.slice(0, 64), 4); // libraries and buffers are there now
+  await atRest();
   printSpeeds(
     context,
     runners,

@@ -9,6 +9,7 @@ import { once } from "node:events";
 import { setTimeout as pause } from "node:timers/promises";
 import { serve } from "../../server/main.ts";
 import { loadEngine } from "../../src/node/engine.ts";
+import { atRest } from "./at-rest.ts";
 import type { Arrivals } from "./http-client.ts";
 
 /** Both begin with the threads of the runtime asleep, as a request finds them. */
@@ -59,6 +60,7 @@ const median = (values: readonly number[]): number => [...values].sort((a, b) =>
 
 await inProcess();
 await throughHttp();
+await atRest();
 const engineTimes: Timing[] = [];
 const httpTimes: Timing[] = [];
 for (let round = 0; round < Number(rounds); round++) {
