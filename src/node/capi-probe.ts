@@ -2,4 +2,4 @@
 import { capiOrt } from "./capi.ts";
 import { probe } from "./probe-model.ts";
 
-for (const beside of [true, false]) await probe(await capiOrt(() => beside), { intraOpNumThreads: 1 });
+await probe(await capiOrt(), { intraOpNumThreads: 1 });

@@ -1,8 +1,11 @@
 /**
  * ONNX Runtime's C API over koffi, on the very library that onnxruntime-node ships. Against that package's own binding:
- * outputs are written where the caller wants them, never copied (a copy of the whole KV cache per token otherwise), and a
- * run leaves the event loop free where there is work for it. Implements as much of onnxruntime-common's InferenceSession
- * as the runtime uses.
+ * outputs are written where the caller wants them, never copied (a copy of the whole KV cache per token otherwise).
+ * Implements as much of onnxruntime-common's InferenceSession as the runtime uses.
+ *
+ * A run is on the thread that asks for it, which is a worker's. On another one it costs a token 0.4 ms and, where two
+ * threads meet on one core, now and then the 3 to 10 ms until the system moves one: 15 to 20 % of SmolLM2's tokens a
+ * second on two cores, more than masks computed beside it save.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -184,15 +187,10 @@ function out<T = Pointer>(api: Pick<Api, "call">, run: (slot: [T | null]) => Sta
   return slot[0] as T;
 }
 
-/**
- * @param worksBeside asked before each run: whether this thread has something to compute meanwhile. Where it has not, the
- *   run is on this thread: on another it would cost a token 0.4 ms, and, where two threads meet on one core, now and then
- *   the 3 to 10 ms until the system moves one.
- */
-export async function capiOrt(worksBeside: () => boolean = () => true): Promise<Ort> {
+export async function capiOrt(): Promise<Ort> {
   const api = await openApi();
   const create = async (model: string | Uint8Array, options?: SessionOptions) =>
-    openCapiSession(api, worksBeside, model, options) as unknown as InferenceSession;
+    openCapiSession(api, model, options) as unknown as InferenceSession;
   return { lends: true, InferenceSession: { create }, Tensor: CommonTensor as unknown as Ort["Tensor"] };
 }
 
@@ -205,7 +203,6 @@ function configEntries(extra: object, prefix = ""): [string, string][] {
 
 async function openCapiSession(
   api: Api,
-  worksBeside: () => boolean,
   model: string | Uint8Array,
   { intraOpNumThreads, extra, externalData, lent = {} }: SessionOptions = {},
 ): Promise<CapiSession> {
@@ -234,7 +231,7 @@ async function openCapiSession(
     check(api, status);
     if (files) files.held.length = 0; // until here, whatever the collector thinks
     const bytes = typeof model === "string" ? readFileSync(model) : model;
-    return new CapiSession(api, worksBeside, slot[0] as Pointer, bytes, lent);
+    return new CapiSession(api, slot[0] as Pointer, bytes, lent);
   } finally {
     call.ReleaseSessionOptions(options);
   }
@@ -334,7 +331,6 @@ class CapiSession {
 
   constructor(
     private readonly api: Api,
-    private readonly worksBeside: () => boolean,
     private readonly session: Pointer,
     model: Uint8Array,
     /** Held for as long as the library may read them. */
@@ -370,7 +366,7 @@ class CapiSession {
         if (this.running === result) this.running = undefined;
       }
     };
-    // one after the other; where none runs it begins before this returns, so that the caller can work beside it
+    // one after the other: they share the tables
     const result: Promise<Record<string, Tensor>> = this.running?.then(run, run) ?? run();
     this.running = result;
     return result;
@@ -403,7 +399,9 @@ class CapiSession {
         tables.outputNames.entries[i] = this.names.address(name);
         outputs[i] = fetches[name] ? nativeValue(fetches[name]) : 0n; // 0: the library makes one
       }
-      const parameters = [
+      // after what waits on this thread: messages, and what the step before gave its readers
+      await new Promise<void>((resolve) => setImmediate(resolve));
+      const status = call.Run(
         session,
         null,
         tables.inputNames.address,
@@ -412,14 +410,7 @@ class CapiSession {
         tables.outputNames.address,
         outputNames.length,
         tables.outputs.address,
-      ];
-      const status = this.worksBeside()
-        ? await new Promise<Status>((resolve, reject) =>
-            call.Run.async(...parameters, (error: unknown, result: Status) =>
-              error ? reject(error) : resolve(result),
-            ),
-          )
-        : await this.runHere(parameters);
+      );
       for (const [i, name] of outputNames.entries()) if (!fetches[name] && outputs[i]) made.push(outputs[i]);
       check(api, status);
       return Object.fromEntries(
@@ -428,12 +419,6 @@ class CapiSession {
     } finally {
       for (const value of made) call.ReleaseValue(value);
     }
-  }
-
-  /** After what waits on this thread: messages, and what the step before gave its readers. */
-  private async runHere(parameters: readonly unknown[]): Promise<Status> {
-    await new Promise<void>((resolve) => setImmediate(resolve));
-    return this.api.call.Run(...parameters);
   }
 
   private bind(tensor: Tensor, value: Pointer): void {

@@ -42,8 +42,6 @@ const STATS_INTERVAL_MS = 250;
 
 const port = parentPort as NonNullable<typeof parentPort>;
 const say = (message: FromWorker): void => port.postMessage(message);
-/** Answers that run with a grammar: their masks are computed beside the model's steps. */
-let constrained = 0;
 
 /** The pause until the main thread has handed on an answer's first token and its reader has read it. */
 class Rest {
@@ -115,7 +113,6 @@ class ModelWorker {
     const abort = new AbortController();
     this.aborts.set(request, abort);
     try {
-      if (options.grammar) constrained++;
       const constraint = options.grammar && this.grammars.start(options.grammar);
       const sampling = resolveSampling(options, this.offer.sampling, this.vocabSize);
       const limits = { contextLength: textLength(this.setup) };
@@ -131,7 +128,6 @@ class ModelWorker {
     } catch (error) {
       say({ kind: "error", request, error: toWire(error) });
     } finally {
-      if (options.grammar) constrained--;
       this.aborts.delete(request);
     }
   }
@@ -278,7 +274,7 @@ async function possibleProducts(ort: Ort, { id, promptProducts }: WorkerSetup): 
 async function start(wanted: WorkerSetup): Promise<ModelWorker> {
   const offer = await readOffer(nodeFolder(wanted.folder));
   const tokenizer = loadTokenizer(offer.files, { config: offer.config, chatTemplate: wanted.chatTemplate });
-  const ort = await ortFor(wanted.binding, () => constrained > 0);
+  const ort = await ortFor(wanted.binding);
   const setup = { ...wanted, promptProducts: await possibleProducts(ort, wanted) };
   // two thread pools that wait for work by spinning would take the cores from each other
   const options = { ...setup, spinBetweenRuns: setup.draft === undefined };

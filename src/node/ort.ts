@@ -33,9 +33,9 @@ export function sessionOptions({
   };
 }
 
-/** Loads one binding and not the other; `worksBeside` as in `capiOrt`. */
-export async function ortFor(binding: Binding, worksBeside?: () => boolean): Promise<Ort> {
-  if (binding === "capi") return (await import("./capi.ts")).capiOrt(worksBeside);
+/** Loads one binding and not the other. */
+export async function ortFor(binding: Binding): Promise<Ort> {
+  if (binding === "capi") return (await import("./capi.ts")).capiOrt();
   return (await import("onnxruntime-node")) as unknown as Ort;
 }
 
