@@ -8,6 +8,7 @@
 import { NibbleError } from "../errors.ts";
 import type { GeneratedToken, SamplingOptions, TokenConstraint, TokenLogprob } from "./engine.ts";
 import { Random } from "./random.ts";
+import { exponentiate } from "./softmax.ts";
 
 export type Sampling = Required<Omit<SamplingOptions, "seed" | "logitBias">> &
   Pick<SamplingOptions, "seed" | "logitBias">;
@@ -194,42 +195,36 @@ class Candidates {
   }
 }
 
-/** Temperature, top-k, top-p, min-p; the row's memory becomes the weights. */
+/** Temperature, top-k, top-p, min-p; the row's memory becomes the weights, relative to the likeliest token's. */
 function truncate(logits: Float32Array, { temperature, topK, topP, minP }: Sampling): Candidates {
-  const best = argmax(logits);
-  const max = logits[best];
-  // weights relative to the likeliest token, over the logits
-  let total = 0;
-  for (let id = 0; id < logits.length; id++) {
-    const weight = Math.exp((logits[id] - max) / temperature);
-    logits[id] = weight;
-    total += weight;
-  }
-  const limited = topK > 0 && topK < logits.length;
-  if (!limited && topP >= 1 && minP <= 0) return new Candidates(logits, total);
-
-  // Tokens below (1 - topP) / vocab of the mass weigh less than 1 - topP together, so the nucleus is above it.
-  const floor = Math.max(minP, limited ? 0 : ((1 - topP) * total) / logits.length);
-  const heap = new CandidateHeap(logits, floor);
-  const kept: number[] = [];
-  if (limited) {
-    total = 0;
-    while (kept.length < topK && heap.size > 0) {
-      const id = heap.pop();
-      kept.push(id);
+  const max = logits[argmax(logits)];
+  if (topK > 0 && topK < logits.length) {
+    const kept = largest(logits, topK);
+    let total = 0;
+    for (const id of kept) {
+      logits[id] = Math.exp((logits[id] - max) / temperature);
       total += logits[id];
     }
+    const next = kept.values();
+    return nucleus(logits, () => next.next().value, topP * total, minP);
   }
-  let mass = 0;
-  let count = 0;
-  while (limited ? count < kept.length : heap.size > 0) {
-    if (!limited) kept.push(heap.pop());
-    const weight = logits[kept[count]];
-    if (count > 0 && (mass >= topP * total || weight < minP)) break;
-    mass += weight;
-    count++;
+  const total = exponentiate(logits, max, temperature);
+  if (topP >= 1 && minP <= 0) return new Candidates(logits, total);
+  // Tokens below (1 - topP) / vocab of the mass weigh less than 1 - topP together, so the nucleus is above it.
+  const heap = new CandidateHeap(logits, Math.max(minP, ((1 - topP) * total) / logits.length));
+  return nucleus(logits, () => (heap.size > 0 ? heap.pop() : undefined), topP * total, minP);
+}
+
+/** The likeliest tokens, as `next` gives them, until they weigh `mass` or the next one less than `minP`; one at least. */
+function nucleus(weights: Float32Array, next: () => number | undefined, mass: number, minP: number): Candidates {
+  const kept: number[] = [];
+  let total = 0;
+  for (let id = next(); id !== undefined; id = next()) {
+    if (kept.length > 0 && (total >= mass || weights[id] < minP)) break;
+    kept.push(id);
+    total += weights[id];
   }
-  return new Candidates(logits, mass, kept.slice(0, count));
+  return new Candidates(weights, total, kept);
 }
 
 /** Index of the largest logit, the first of equals; errors: `engine` when no token is possible. */
@@ -254,8 +249,12 @@ export function argmax(logits: Float32Array): number {
 function mask(logits: Float32Array, constraint: TokenConstraint, endIds: readonly number[]): void {
   const allowed = constraint.allowed();
   const ends = constraint.done ? endIds.map((id) => [id, logits[id]] as const) : [];
-  for (let id = 0; id < logits.length; id++) {
-    if (((allowed[id >> 5] >>> (id & 31)) & 1) === 0) logits[id] = Number.NEGATIVE_INFINITY;
+  // by words: inside a string nearly every token is allowed, between two of them hardly any
+  for (let start = 0; start < logits.length; start += 32) {
+    const bits = allowed[start >> 5] | 0;
+    if (bits === -1) continue;
+    const end = Math.min(start + 32, logits.length);
+    for (let id = start; id < end; id++) if (((bits >>> (id & 31)) & 1) === 0) logits[id] = Number.NEGATIVE_INFINITY;
   }
   for (const [id, logit] of ends) logits[id] = logit;
 }
@@ -268,9 +267,7 @@ export class Scores {
 
   constructor(logits: Float32Array, count: number) {
     const max = logits[argmax(logits)];
-    let sum = 0;
-    for (let id = 0; id < logits.length; id++) sum += Math.exp(logits[id] - max);
-    this.logSum = max + Math.log(sum);
+    this.logSum = max + Math.log(exponentiate(logits.slice(), max, 1));
     this.logits = logits.slice(); // the sampler works in place; copied only where log-probabilities were asked for
     this.top = largest(logits, count).map((id) => ({ id, logprob: logits[id] - this.logSum }));
   }
@@ -280,12 +277,27 @@ export class Scores {
   }
 }
 
-/** Ids of the `count` largest values, largest first. */
+/** Up to here a list in order is faster than a heap of the whole vocabulary: it hardly ever changes. */
+const SHORT_LIST = 256;
+
+/** Ids of the `count` largest values, largest first, smaller ids first among equals. */
 export function largest(values: Float32Array, count: number): number[] {
-  if (count === 0) return [];
-  const heap = new CandidateHeap(values, Number.NEGATIVE_INFINITY);
+  if (count > SHORT_LIST) {
+    const heap = new CandidateHeap(values, Number.NEGATIVE_INFINITY);
+    return Array.from({ length: Math.min(count, heap.size) }, () => heap.pop());
+  }
   const ids: number[] = [];
-  while (ids.length < count && heap.size > 0) ids.push(heap.pop());
+  if (count === 0) return ids;
+  let least = Number.NEGATIVE_INFINITY;
+  for (let id = 0; id < values.length; id++) {
+    const value = values[id];
+    if (!(value > least || (ids.length < count && !Number.isNaN(value)))) continue;
+    if (ids.length === count) ids.pop();
+    let at = ids.length;
+    while (at > 0 && values[ids[at - 1]] < value) at--;
+    ids.splice(at, 0, id);
+    least = values[ids[ids.length - 1]];
+  }
   return ids;
 }
 

@@ -120,12 +120,38 @@ test("log-probabilities are the model's own, whatever the sampling", () => {
   expect(top[0].logprob).toBeCloseTo(Math.log(0.5), 6);
 });
 
-test("the largest values come in order, as a sort gives them", () => {
-  const random = new Random(3);
-  const values = Float32Array.from({ length: 500 }, () => random.uniform());
-  const sorted = [...values.keys()].sort((a, b) => values[b] - values[a]);
-  expect(largest(values, 40)).toEqual(sorted.slice(0, 40));
-  expect(largest(Float32Array.of(1, 2), 5)).toEqual([1, 0]);
+test.each([0, 1, 40, 300, 700])(
+  "the %d largest values come in order, smaller ids first, as a sort gives them",
+  (count) => {
+    const random = new Random(3);
+    const values = Float32Array.from({ length: 500 }, () => Math.floor(random.uniform() * 90)); // with equals
+    values[17] = Number.NaN;
+    values[18] = Number.NEGATIVE_INFINITY;
+    const ids = [...values.keys()].filter((id) => id !== 17);
+    ids.sort((a, b) => (values[a] === values[b] ? a - b : values[b] - values[a]));
+    expect(largest(values, count)).toEqual(ids.slice(0, count));
+  },
+);
+
+test.each([31, 32, 33, 95])("of %d tokens a mask leaves what its bits allow", (vocab) => {
+  for (const words of [
+    [0, 0, 0],
+    [-1, -1, -1],
+    [0b101, -1, 1 << 30],
+  ]) {
+    const allowed = Uint32Array.from(words.slice(0, Math.ceil(vocab / 32)));
+    const possible = [...Array(vocab).keys()].filter((id) => (allowed[id >> 5] >>> (id % 32)) & 1);
+    const constraint = { allowed: () => allowed, accept: () => undefined, done: false };
+    const draw = () =>
+      new Sampler(resolveSampling({ topK: 1 }, {}, vocab), []).next(new Float32Array(vocab), constraint);
+    if (possible.length === 0) expect(draw).toThrow(/No token can follow/);
+    else expect(draw().id).toBe(possible[0]);
+    for (const id of possible) {
+      const logits = new Float32Array(vocab);
+      logits[id] = 1;
+      expect(new Sampler(resolveSampling({ topK: 1 }, {}, vocab), []).next(logits, constraint).id).toBe(id);
+    }
+  }
 });
 
 test("damaged logits are an error, not a token", () => {
