@@ -28,14 +28,11 @@ export function sendText(head: Response, text: PacedText, outgoing: ServerRespon
   let held = "";
   let writtenAt = 0;
   let timer: ReturnType<typeof setTimeout> | undefined;
-  /** False where the client has to read first. */
-  const write = (): boolean => {
+  const write = (): void => {
     clearTimeout(timer);
     timer = undefined;
-    const pieces = chunk(held);
+    socket.write(chunk(held));
     held = "";
-    writtenAt = performance.now();
-    return socket.write(pieces);
   };
   const close = (): void => {
     clearTimeout(timer);
@@ -49,12 +46,16 @@ export function sendText(head: Response, text: PacedText, outgoing: ServerRespon
       held += piece;
       const waits = ++count > PIECES_AT_ONCE && held.length < MAX_HELD_CHARACTERS;
       if (waits && performance.now() - writtenAt < TOGETHER_MS) timer ??= setTimeout(write, LATEST_MS);
-      else if (!write()) {
-        await new Promise<void>((resolve) => {
-          ready = resolve;
-        });
+      else {
+        write();
+        writtenAt = performance.now(); // not by the timer: pieces that come a little later would all wait for it
       }
+      if (!socket.writableNeedDrain) continue;
+      await new Promise<void>((resolve) => {
+        ready = resolve;
+      });
     }
+    clearTimeout(timer);
     if (held !== "") write();
     socket.off("drain", goOn);
     outgoing.off("close", close);

@@ -237,10 +237,7 @@ async function openCapiSession(
   }
 }
 
-/**
- * An array of pointers at a known address: an asynchronous call of koffi copies a typed array going in and brings
- * nothing back, an address it takes as it is. The memory is V8's (64 bytes or more: outside its moving heap).
- */
+/** An array of pointers at a known address, which koffi takes as it is. The memory is V8's (64 bytes or more: outside its moving heap). */
 class PointerTable {
   readonly entries: BigUint64Array;
   readonly address: Pointer;

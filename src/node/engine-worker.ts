@@ -54,8 +54,13 @@ class Rest {
 
   begin(): Promise<void> {
     return new Promise((resolve) => {
-      this.over = resolve;
-      setTimeout(resolve, LONGEST_REST_MS);
+      const over = () => {
+        clearTimeout(longest);
+        this.over = undefined;
+        resolve();
+      };
+      const longest = setTimeout(over, LONGEST_REST_MS);
+      this.over = over;
     });
   }
 }

@@ -43,7 +43,7 @@ const BUSY_PAUSE_MS = 500;
 const LOOK_MS = 25;
 
 export interface CollapseOptions {
-  /** Whether something is computed that this would take a core from. */
+  /** Whether something is computed that this would take a core from, as far as who asks knows. */
   readonly isBusy?: () => boolean;
   readonly signal?: AbortSignal;
 }
@@ -54,10 +54,12 @@ export interface CollapseOptions {
  */
 export async function collapsePages({ isBusy = () => false, signal }: CollapseOptions = {}): Promise<boolean> {
   if (process.platform !== "linux") return false;
-  const smaps = await readFile("/proc/self/smaps", "utf8").catch(() => "");
+  const inUse = async () => mappingsInUse(await readFile("/proc/self/smaps", "utf8").catch(() => ""));
   const { default: koffi } = await import("koffi");
   const madvise = koffi.load(null).func("int madvise(void *, size_t, int)");
-  for (const { start, end } of mappingsInUse(smaps)) {
+  for (const { start, end } of await inUse()) {
+    // what was freed and is used anew meanwhile may be in use in part
+    if (!(await inUse()).some((now) => now.start <= start && end <= now.end)) continue;
     for (let from = start; from < end; from += PIECE) {
       for (let waited = 0; isBusy() && waited < BUSY_PAUSE_MS; waited += LOOK_MS) await setTimeout(LOOK_MS);
       if (signal?.aborted) return true;

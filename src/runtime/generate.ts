@@ -42,10 +42,17 @@ export class Generation {
     this.tokens = [...prompt];
     this.promptTokens = prompt.length;
     const { topLogprobs, maxTokens = Number.POSITIVE_INFINITY } = options;
-    if (topLogprobs !== undefined && !(topLogprobs >= 0 && topLogprobs <= MAX_TOP_LOGPROBS)) {
-      throw new NibbleError("bad_option", `topLogprobs: ${topLogprobs} is not in 0 .. ${MAX_TOP_LOGPROBS}.`, {
-        param: "topLogprobs",
-      });
+    if (
+      topLogprobs !== undefined &&
+      !(Number.isInteger(topLogprobs) && topLogprobs >= 0 && topLogprobs <= MAX_TOP_LOGPROBS)
+    ) {
+      throw new NibbleError(
+        "bad_option",
+        `topLogprobs: ${topLogprobs} is no whole number of 0 .. ${MAX_TOP_LOGPROBS}.`,
+        {
+          param: "topLogprobs",
+        },
+      );
     }
     if (!(maxTokens >= 0)) {
       throw new NibbleError("bad_option", `maxTokens: ${maxTokens} is not 0 or more.`, { param: "maxTokens" });
@@ -82,8 +89,9 @@ export class Generation {
   }
 
   /**
-   * Makes the mask of the next token, which depends on the tokens before it alone: called while the step that gives its
-   * logits runs. What fails here fails in `take` again, as this request's error.
+   * Makes the mask of the next token, which depends on the tokens before it alone: called once the step that gives its
+   * logits is asked for, and where that runs elsewhere, beside it. What fails here fails in `take` again, as this
+   * request's error.
    */
   prepareMask(): void {
     try {

@@ -2,8 +2,8 @@
  * From a row of logits (vocab) to the next token. Order: logit bias and penalties, the constraint's mask, temperature,
  * top-k, top-p, min-p: transformers' order, which the values in a model's generation_config are tuned for.
  *
- * One pass over the vocabulary per step, in place: the row is overwritten. Only candidates are ever ordered, by a heap
- * that stops as soon as enough of them came out.
+ * In place: the row is overwritten. Only candidates are ever ordered, by a heap that stops as soon as enough of them came
+ * out or, where few are wanted, by a list of the best so far.
  */
 import { NibbleError } from "../errors.ts";
 import type { GeneratedToken, SamplingOptions, TokenConstraint, TokenLogprob } from "./engine.ts";
@@ -55,6 +55,8 @@ export function resolveSampling(options: SamplingOptions, defaults: SamplingOpti
         if (!(bias >= low && bias <= high))
           throw badOption(name, `${bias} for token ${id} is not in ${low} .. ${high}`);
       }
+    } else if (name === "topK" && !Number.isInteger(value)) {
+      throw badOption(name, `${value} is no whole number`);
     } else if (!((value as number) >= low && (value as number) <= high)) {
       throw badOption(name, `${value} is not in ${low} .. ${high}`);
     }
@@ -277,7 +279,7 @@ export class Scores {
   }
 }
 
-/** Up to here a list in order is faster than a heap of the whole vocabulary: it hardly ever changes. */
+/** Up to here a list in order is faster than a heap of the whole vocabulary: once it is full it hardly ever changes. */
 const SHORT_LIST = 256;
 
 /** Ids of the `count` largest values, largest first, smaller ids first among equals. */
@@ -292,7 +294,7 @@ export function largest(values: Float32Array, count: number): number[] {
   for (let id = 0; id < values.length; id++) {
     const value = values[id];
     if (!(value > least || (ids.length < count && !Number.isNaN(value)))) continue;
-    if (ids.length === count) ids.pop();
+    if (ids.length >= count) ids.pop();
     let at = ids.length;
     while (at > 0 && values[ids[at - 1]] < value) at--;
     ids.splice(at, 0, id);

@@ -51,7 +51,7 @@ export interface SchedulerOptions {
   readonly draft?: DraftModel;
   /** Milliseconds, to find out whether guessing pays. */
   readonly clock?: () => number;
-  /** Awaited once an answer's first token is said: who hands it on needs a core, and the next step takes them all. */
+  /** Awaited once an answer's first text is said, where that is its first token's: who hands it on needs a core, and the next step takes them all. */
   readonly rest?: () => Promise<void>;
   /** A text that grows beyond so many tokens is computed again from its start, in one piece (longrope). */
   readonly recomputeAbove?: number;
@@ -271,11 +271,12 @@ export class Scheduler {
     this.prefilling = undefined;
     const first = sequence.firstTokenAt === 0;
     if (first) sequence.firstTokenAt = performance.now();
+    let said = true;
     if (!generation.wantsToken) this.say(sequence, generation.end("length"));
-    else this.take(sequence, logits[logits.length - 1]);
+    else said = this.take(sequence, logits[logits.length - 1]);
     this.decoding.push(sequence); // dropStopped takes it out again where that was its only token
     if (!first) return;
-    await this.options.rest?.();
+    if (said) await this.options.rest?.();
     if (this.decoding[row] === sequence) this.prefixes.keep(row, prompt, end); // else closed meanwhile
   }
 
@@ -361,17 +362,20 @@ export class Scheduler {
     return true;
   }
 
-  private take(sequence: Sequence, logits: Float32Array, guess?: Guess): void {
-    if (sequence.left || sequence.signal?.aborted) return;
+  /** Whether there was something to say. */
+  private take(sequence: Sequence, logits: Float32Array, guess?: Guess): boolean {
+    if (sequence.left || sequence.signal?.aborted) return false;
     try {
       const { generation, seen } = sequence;
       const piece = generation.take(logits, guess);
       if (seen !== generation.tokens) seen.push(generation.tokens[generation.tokens.length - 1]);
       this.counts.generatedTokens++;
       if (piece) this.say(sequence, piece);
+      return piece !== undefined;
     } catch (error) {
       sequence.stream.fail(error); // one request's fault (a grammar, damaged logits) is not the others'
       sequence.left = true;
+      return false;
     }
   }
 

@@ -162,6 +162,7 @@ test("damaged logits are an error, not a token", () => {
 test("options out of range are refused by name", () => {
   expect(() => resolveSampling({ temperature: -1 }, {}, 10)).toThrow(/temperature/);
   expect(() => resolveSampling({ topP: Number.NaN }, {}, 10)).toThrow(/topP/);
+  expect(() => resolveSampling({ topK: 2.5 }, {}, 10)).toThrow(/topK: 2.5 is no whole number/);
   expect(() => resolveSampling({ logitBias: { 10: 1 } }, {}, 10)).toThrow(/no token 10/);
   expect(() => resolveSampling({ logitBias: { 1: 101 } }, {}, 10)).toThrow(/logitBias/);
 });

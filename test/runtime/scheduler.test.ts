@@ -106,10 +106,13 @@ test("sequences that join and leave at any step keep their own caches", async ()
 
 test("a long prompt holds running streams up for one chunk at most", async () => {
   const { ask, session } = setUp({ prefillChunk: { alone: 64, beside: 16 } });
-  const short = collect(ask([1, 2], { maxTokens: 40 }));
-  await expect.poll(() => session.steps.length, { interval: 1 }).toBeGreaterThan(3);
-  const long = collect(ask(new Array(200).fill(3), { maxTokens: 3 }));
-  expect(await short).toEqual(expected([1, 2], 40));
+  const short: number[] = [];
+  let long: Promise<number[]> | undefined;
+  for await (const { tokens } of ask([1, 2], { maxTokens: 40 })) {
+    short.push(...tokens);
+    if (short.length > 3) long ??= collect(ask(new Array(200).fill(3), { maxTokens: 3 }));
+  }
+  expect(short).toEqual(expected([1, 2], 40));
   expect(await long).toEqual(expected(new Array(200).fill(3), 3));
   const from = session.steps.findIndex((step) => step.endsWith(": 16"));
   for (let i = from; session.steps[i]?.startsWith("prefill"); i += 2) expect(session.steps[i + 1]).toMatch(/^decode/);
@@ -211,7 +214,7 @@ test("a guess is what followed the latest place that has enough behind it", () =
   expect(lookUp([1, 2, 3], 3)).toEqual([]);
 });
 
-test("a mask is made while the step runs whose logits it masks; one that fails ends its own request", async () => {
+test("a mask is made once the step is asked for whose logits it masks; one that fails ends its own request", async () => {
   const { session, ask } = setUp();
   const madeAt: string[] = [];
   const evenOnly = new Uint32Array(8).fill(0x55555555);
@@ -234,4 +237,13 @@ test("a mask is made while the step runs whose logits it masks; one that fails e
   const other = collect(ask([3, 4], { maxTokens: 3 }));
   await expect(collect(ask([5], { maxTokens: 3 }, constraint(1)))).rejects.toThrow("no such state");
   expect(await other).toEqual(expected([3, 4], 3));
+});
+
+test("a first text rests before the next step; a first token that says nothing does not", async () => {
+  const rested: number[] = [];
+  const { session, ask } = setUp({ rest: async () => void rested.push(session.steps.length) });
+  await collect(ask([65], { maxTokens: 3 }));
+  expect(rested).toEqual([1]);
+  await collect(ask([0xc3], { maxTokens: 3 })); // half a character
+  expect(rested).toEqual([1]);
 });

@@ -1,6 +1,6 @@
 /** Streamed text written to sockets: whole, in order, no faster than it is read, and ended when the client goes away. */
-import { once } from "node:events";
-import { Agent, createServer, get, type Server } from "node:http";
+import { EventEmitter, once } from "node:events";
+import { Agent, createServer, get, type Server, type ServerResponse } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { text as wholeText } from "node:stream/consumers";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
@@ -138,6 +138,29 @@ test("pieces that follow each other closely come together, the first ones at onc
   expect(chunks().length).toBeLessThan(count / 4);
   end();
   await vi.waitFor(() => expect(all).toMatch(/\r\n0\r\n\r\n$/));
+});
+
+test("a socket that is full is waited for after every piece, whoever filled it", async () => {
+  pieces = async function* () {
+    for (; made < 20; made++) yield "x";
+  };
+  const socket = Object.assign(new EventEmitter(), { writableNeedDrain: true, write: vi.fn() });
+  const outgoing = Object.assign(new EventEmitter(), {
+    writeHead: vi.fn(),
+    flushHeaders: vi.fn(),
+    end: vi.fn(),
+    destroy: vi.fn(),
+  });
+  const options = { keepAliveMs: 1000, keepAlive: "", onError: String, onCancel, onEnd };
+  const response = new Response(await eventStream(pieces(), options));
+  sendText(response, textOf(response.body!)!, outgoing as unknown as ServerResponse, socket as unknown as Socket);
+  for (let drained = 0; drained < 10; drained++) {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(made).toBe(drained);
+    socket.emit("drain");
+  }
+  outgoing.emit("close");
+  await vi.waitFor(() => expect(onCancel).toHaveBeenCalled());
 });
 
 test("a client that goes away ends the source", async () => {
