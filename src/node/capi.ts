@@ -230,14 +230,16 @@ async function openCapiSession(
     });
     check(api, status);
     if (files) files.held.length = 0; // until here, whatever the collector thinks
-    const bytes = typeof model === "string" ? readFileSync(model) : model;
-    return new CapiSession(api, slot[0] as Pointer, bytes, lent);
+    return new CapiSession(api, slot[0] as Pointer, typeof model === "string" ? readFileSync(model) : model, lent);
   } finally {
     call.ReleaseSessionOptions(options);
   }
 }
 
-/** An array of pointers at a known address, which koffi takes as it is. The memory is V8's (64 bytes or more: outside its moving heap). */
+/**
+ * An array of pointers at a known address, which koffi takes as it is. The memory is V8's (64 bytes or more: outside its
+ * moving heap).
+ */
 class PointerTable {
   readonly entries: BigUint64Array;
   readonly address: Pointer;
