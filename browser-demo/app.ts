@@ -26,6 +26,8 @@ export interface Problem {
 export const device = new Signal<DeviceReport | undefined>(undefined);
 export const model = new Signal<LoadedModel | undefined>(undefined);
 export const loading = new Signal<Loading | undefined>(undefined);
+/** Until it is known whether a server answers here, or a model of an earlier visit. */
+export const starting = new Signal(true);
 export const problem = new Signal<Problem | undefined>(undefined);
 export const stored = new Signal<readonly StoredModel[]>([]);
 /** An answer is being made: the worker may be silent for long. */
@@ -162,8 +164,13 @@ document.addEventListener("visibilitychange", () => {
 
 /** What a visit starts with: the device, the models there are, the last one opened again. */
 export async function start(): Promise<void> {
-  device.value = await engine.rpc.call("probe", undefined);
-  await Promise.all([refreshServer(), refreshStored()]);
-  const last = stored.value.find(({ id, complete }) => id === settings.value.lastModel && complete);
-  if (last && !answeringServed()) await load({ kind: "stored", id: last.id }, last.id);
+  const probed = engine.rpc.call("probe", undefined).then((found) => (device.value = found));
+  try {
+    await Promise.all([refreshServer(), refreshStored()]);
+    const last = stored.value.find(({ id, complete }) => id === settings.value.lastModel && complete);
+    await probed;
+    if (last && !answeringServed()) await load({ kind: "stored", id: last.id }, last.id);
+  } finally {
+    starting.value = false;
+  }
 }

@@ -1,6 +1,6 @@
 /** The chat: a thread, a composer, and what the last answer cost. */
 import { answer, answeredBy } from "../answer.ts";
-import { answeringServed, busy, forgetPrompts, loading, model, report, server } from "../app.ts";
+import { answeringServed, busy, forgetPrompts, loading, model, report, server, starting } from "../app.ts";
 import {
   type Conversation,
   deleteConversation,
@@ -11,7 +11,8 @@ import {
   saveConversation,
 } from "../conversations.ts";
 import { settings } from "../settings.ts";
-import { announce, el, icon, Signal } from "./dom.ts";
+import { messageComposer } from "./composer.ts";
+import { announce, el, Signal } from "./dom.ts";
 import { bytes, count } from "./format.ts";
 import { type MessageView, messageView } from "./message.ts";
 import { modelOffers } from "./models.ts";
@@ -56,31 +57,28 @@ export async function removeConversation(id: string): Promise<void> {
 export function chatView(): HTMLElement {
   const thread = el("div", { class: "thread", role: "log", aria: { label: "Conversation", live: "off" } });
   const scroll = el("div", { class: "scroll", tabIndex: 0, role: "region", aria: { label: "Messages" } }, thread);
-  const input = el("textarea", { rows: 1, placeholder: "Message", aria: { label: "Message" }, name: "message" });
-  const send = el("button", { type: "submit", class: "icon-button primary", aria: { label: "Send" } }, icon("send"));
-  const stop = el(
-    "button",
-    { type: "button", class: "icon-button", hidden: true, aria: { label: "Stop" } },
-    icon("stop"),
-  );
-  const composer = el("form", { class: "composer", aria: { label: "Write a message" } }, input, send, stop);
   const status = el("div", { class: "status numbers" });
   let views = new Map<Message, MessageView>();
   let control: AbortController | undefined;
 
   const canAsk = () => answeredBy() !== undefined && control === undefined;
+  const stop = () => control?.abort();
+  const composer = messageComposer((text) => void ask(text), stop);
+  const placeholder = () => {
+    if (answeredBy() !== undefined) return goesOn() ? "Begin a text, the model goes on" : "Message";
+    return starting.value || loading.value ? "Message" : "Open a model to start";
+  };
   const refresh = () => {
-    send.disabled = !canAsk();
-    send.hidden = control !== undefined;
-    stop.hidden = control === undefined;
-    const base = goesOn();
-    input.placeholder =
-      answeredBy() === undefined ? "Open a model to start" : base ? "Begin a text, the model goes on" : "Message";
     drawStatus();
     if (current.value.messages.length === 0) drawWelcome();
+    composer.refresh({ answering: control !== undefined, placeholder: placeholder() });
   };
 
   const drawStatus = () => {
+    if (composer.waits.value) {
+      status.replaceChildren(el("span", {}, composer.waits.value));
+      return;
+    }
     const last = current.value.messages.at(-1)?.stats;
     const loaded = model.value;
     const served = answeringServed();
@@ -204,7 +202,6 @@ export function chatView(): HTMLElement {
     const message: Message = { role: "user", content: text };
     conversation.messages.push(message);
     add(message);
-    input.value = "";
     await save();
     await generate();
   };
@@ -219,34 +216,21 @@ export function chatView(): HTMLElement {
     else await ask(text);
   };
 
-  composer.addEventListener("submit", (event) => {
-    event.preventDefault();
-    void ask(input.value);
-  });
-  input.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    void ask(input.value);
-  });
-  stop.addEventListener("click", () => control?.abort());
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) control?.abort();
-    if (event.key === "/" && !(event.target as HTMLElement).closest("input, textarea, select")) {
-      event.preventDefault();
-      input.focus();
-    }
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
   });
 
   current.watch(({ id }) => {
     openInTab.set(id);
-    control?.abort();
+    stop();
     draw();
   });
-  for (const signal of [model, server, settings, loading]) (signal as Signal<unknown>).watch(refresh);
+  composer.waits.watch(drawStatus);
+  for (const signal of [model, server, settings, loading, starting]) (signal as Signal<unknown>).watch(refresh);
   return el(
     "section",
     { class: "chat", aria: { label: "Chat" } },
     scroll,
-    el("div", { class: "dock" }, composer, status),
+    el("div", { class: "dock" }, composer.element, status),
   );
 }

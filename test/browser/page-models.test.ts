@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import type { Page } from "playwright-core";
 import { describe, expect, test } from "vitest";
 import { LIMIT_MS, noChromium, openPage } from "./chromium.ts";
-import { answers, ask, finished, openModel, picture, servedForTests, setSampling } from "./driving.ts";
+import { answers, ask, composer, finished, openModel, picture, servedForTests, setSampling } from "./driving.ts";
 import { tagOf } from "./host.ts";
 
 /** Of a file of stories260K, as far as it has arrived. */
@@ -182,7 +182,7 @@ describe.skipIf(noChromium())("models in the page", { timeout: LIMIT_MS + 30_000
       await page.waitForSelector(".pill.on");
     }));
 
-  test("shows one bar while a model arrives", () =>
+  test("shows one bar while a model arrives, and asks it what was sent meanwhile", () =>
     tests.inPage(async (page) => {
       // Half of it in pieces, so that there is a rate; the rest when the picture is taken.
       let finish: () => void = () => undefined;
@@ -201,7 +201,12 @@ describe.skipIf(noChromium())("models in the page", { timeout: LIMIT_MS + 30_000
         finish = () => response.end(bytes.subarray(sent));
         return true;
       };
+      await page.getByText("Nothing you type leaves this page").first().waitFor();
+      await ask(page, "Lily and Tom");
+      await page.locator(".status", { hasText: "Open a model first: nothing was sent" }).waitFor();
       await page.getByRole("button", { name: "Open stories260K" }).first().click();
+      await composer(page).press("Enter");
+      await page.locator(".status", { hasText: "Sent as soon as the model is ready" }).waitFor();
       const bar = page.getByRole("progressbar", { name: "Loading the model" });
       await expect.poll(async () => Number(await bar.getAttribute("value")), { timeout: 10_000 }).toBeGreaterThan(0.3);
       await page.getByText(/kB\/s/).waitFor();
@@ -211,6 +216,8 @@ describe.skipIf(noChromium())("models in the page", { timeout: LIMIT_MS + 30_000
       await page.waitForSelector(".pill.on");
       expect(await bar.isVisible()).toBe(false);
       tests.host.intercept = undefined;
+      await page.getByRole("article", { name: "You" }).getByText("Lily and Tom").waitFor();
+      await finished(page);
       await page.goto(`${tests.host.url}/#models`);
       await page.getByText("Verified").waitFor();
       await page.getByRole("button", { name: "Delete stories260k" }).click();

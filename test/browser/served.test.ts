@@ -80,4 +80,23 @@ describe.skipIf(noChromium())("a served page", { timeout: LIMIT_MS + 30_000 }, (
       await page.locator(".model-button", { hasText: "secondServer" }).waitFor();
       expect(errors).toEqual([]);
     }));
+
+  test("keeps a message that is sent before the page knows who answers, and sends it then", () =>
+    withBrowser(async (context) => {
+      await context.route("**/v1/models", async (route) => {
+        await new Promise((done) => setTimeout(done, 1500));
+        await route.continue();
+      });
+      const { page } = await openPage(context, url);
+      const input = page.getByRole("textbox", { name: "Message" });
+      await input.fill("Once upon");
+      await input.press("Enter");
+      await page.locator(".status", { hasText: "Sent as soon as the model is ready" }).waitFor();
+      await input.fill("Once upon a time"); // who goes on writing has not sent it
+      await page.locator(".status", { hasText: "Sent as soon" }).waitFor({ state: "detached" });
+      await input.press("Enter");
+      await page.locator(".stats", { hasText: "first · server" }).waitFor({ timeout: 30_000 });
+      expect(await page.getByRole("article", { name: "You" }).allTextContents()).toEqual(["Once upon a time"]);
+      expect(await input.inputValue()).toBe("");
+    }));
 });
