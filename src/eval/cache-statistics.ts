@@ -5,8 +5,11 @@
 import type { InferenceSession } from "onnxruntime-common";
 import { openGraph } from "../export/open-graph.ts";
 import type { FolderSource } from "../files.ts";
-import { type AttentionNode, attentionNodes } from "../kv/attention-nodes.ts";
+import { type AttentionNode, addToModel, attentionNodes, queriesOf } from "../kv/attention-nodes.ts";
 import { SINKS } from "../kv/int4-tiers.ts";
+import type { KeyEnergies } from "../kv/key-gains.ts";
+import { Graph } from "../onnx/graph.ts";
+import * as ops from "../onnx/ops.ts";
 import type { Ort } from "../onnx/ort.ts";
 import type { ModelProto } from "../onnx/proto.ts";
 import type { OnProgress } from "../progress.ts";
@@ -31,8 +34,11 @@ export interface PartStatistics {
   readonly unturnedMean?: Float32Array;
 }
 
+export interface KeyStatistics extends PartStatistics, KeyEnergies {}
+
 export interface LayerStatistics {
-  readonly key: PartStatistics;
+  /** Energies are means over the pairs that turn: they hold at any position. */
+  readonly key: KeyStatistics;
   readonly value: PartStatistics;
 }
 
@@ -57,7 +63,8 @@ export async function cacheStatistics(
     value: new PartSums(attention.node.output[2], attention),
   }));
   const parts = layers.flatMap(({ key, value }) => [key, value]);
-  const session = await openGraph(ort, folder, path);
+  const queries = nodes.map((attention) => new QuerySums(attention));
+  const session = await openGraph(ort, folder, path, { change: (graph) => withQuerySquares(graph, nodes) });
   try {
     for (const [i, ids] of windows.entries()) {
       signal?.throwIfAborted();
@@ -67,14 +74,75 @@ export async function cacheStatistics(
       const oneRow = { num_logits_to_keep: new ort.Tensor("int64", BigInt64Array.of(1n), []) };
       const results = await session.run(
         session.inputNames.includes("num_logits_to_keep") ? { ...feeds, ...oneRow } : feeds,
-        parts.map(({ name }) => name),
+        [...parts, ...queries].map(({ name }) => name),
       );
       for (const part of parts) part.add(results[part.name]);
+      for (const part of queries) part.add(results[part.name].data as Float32Array, ids.length);
     }
   } finally {
     await session.release();
   }
-  return layers.map(({ key, value }) => ({ key: key.statistics(), value: value.statistics() }));
+  return layers.map(({ key, value }, layer) => ({
+    key: { ...key.statistics(), spread: key.spread(), querySquares: queries[layer].meanSquares() },
+    value: value.statistics(),
+  }));
+}
+
+const querySquaresName = (layer: number) => `query_squares.${layer}`;
+
+/** The model with one more output a layer: the queries' squares, summed over tokens, (1, heads * headDim). */
+function withQuerySquares(model: ModelProto, nodes: readonly AttentionNode[]): ModelProto {
+  const g = new Graph("query-squares");
+  for (const attention of nodes) {
+    const { layer, cacheType } = attention;
+    g.scope = `query-squares/${layer}`;
+    const type = cacheType === "float16" ? "float16" : "float32";
+    const query = ops.cast(g, queriesOf(g, attention, type), "float32");
+    const sum = ops.reduceSum(g, ops.mul(g, query, query), 1);
+    const named = { type: "float32" as const, shape: sum.shape, name: querySquaresName(layer) };
+    g.output(g.node("Identity", [sum], [named])[0]);
+  }
+  return addToModel(model, g);
+}
+
+/** Sums over tokens of the queries that read each head of the cache. */
+class QuerySums {
+  readonly name: string;
+  private readonly sums: Float64Array;
+  private tokens = 0;
+
+  constructor(private readonly attention: AttentionNode) {
+    this.name = querySquaresName(attention.layer);
+    this.sums = new Float64Array(attention.kvHeads * attention.headDim);
+  }
+
+  add(squares: Float32Array, tokens: number): void {
+    const { heads, kvHeads, headDim } = this.attention;
+    for (let head = 0; head < heads; head++) {
+      const into = Math.floor((head * kvHeads) / heads) * headDim;
+      for (let i = 0; i < headDim; i++) this.sums[into + i] += squares[head * headDim + i];
+    }
+    this.tokens += tokens;
+  }
+
+  meanSquares(): Float32Array {
+    const { heads, kvHeads, headDim } = this.attention;
+    const count = Math.max(1, this.tokens) * (heads / kvHeads);
+    const squares = Float32Array.from(this.sums, (x) => x / count);
+    return overPairs(squares, rotatedPairs(this.attention), headDim);
+  }
+}
+
+/** Both channels of each pair have the mean of both. */
+function overPairs(values: Float32Array, pairs: readonly (readonly [number, number])[], headDim: number): Float32Array {
+  for (let start = 0; start < values.length; start += headDim) {
+    for (const [low, high] of pairs) {
+      const mean = (values[start + low] + values[start + high]) / 2;
+      values[start + low] = mean;
+      values[start + high] = mean;
+    }
+  }
+  return values;
 }
 
 /** Sums over tokens of a cache (1, kvHeads, seq, headDim). */
@@ -149,6 +217,17 @@ class PartSums {
       magnitude[atLow] = Math.max(magnitude[atLow], mostLow);
       magnitude[atHigh] = Math.max(magnitude[atHigh], mostHigh);
     }
+  }
+
+  /** Variance around the mean that turns with the position where that is known, else around the mean. */
+  spread(): Float32Array {
+    const { sum, squares, unturned, table, pairs, headDim } = this;
+    const tokens = Math.max(1, this.tokens);
+    const factor = table?.factor ?? 1;
+    const turns = (at: number) => table !== undefined && at % headDim < 2 * pairs.length;
+    const means = sum.map((x, at) => (turns(at) ? factor * unturned[at] : x) / tokens);
+    const spread = Float32Array.from(squares, (x, at) => Math.max(0, x / tokens - means[at] ** 2));
+    return overPairs(spread, pairs, headDim);
   }
 
   statistics(): PartStatistics {

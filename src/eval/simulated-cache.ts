@@ -2,7 +2,7 @@
  * KV caches that no kernel reads, simulated: a float cache whose tokens are replaced by what a format would keep of
  * them. Says what such a cache costs in quality; its speed is the float cache's, and its bytes are counted, not saved.
  *   int2, int3   what int4 does with fewer levels (kv/int4.ts: mean gone, keys' before the rotation by position;
- *                Hadamard rotation; a float16 scale a token and head), the levels those that fit a normal distribution
+ *                gains, Hadamard rotation; a float16 scale a token and head), the levels those that fit a normal distribution
  *                best (Max 1960, as TurboQuant, arXiv 2504.19874); first and recent tokens stay as they are
  *   q4_0         llama.cpp's: blocks of 32 channels with a float16 scale, all tokens, rotated as it rotates since
  *                its pull request 21038
@@ -10,6 +10,7 @@
 import { NibbleError } from "../errors.ts";
 import { type AttentionNode, INPUT } from "../kv/attention-nodes.ts";
 import { RECENT, REST_CAPACITY, SINKS } from "../kv/int4-tiers.ts";
+import { keyGains } from "../kv/key-gains.ts";
 import { headRotation, timesMatrix, transposed } from "../kv/rotation.ts";
 import type { DecoderSession, Rows } from "../runtime/session.ts";
 import { f16ToF32, toF16Bits } from "../tensor/dtypes.ts";
@@ -48,6 +49,8 @@ export function isSimulated(kv: string | undefined): kv is SimulatedKv {
 interface SimulatedPart {
   readonly kvHeads: number;
   readonly headDim: number;
+  /** (kvHeads * headDim), what rows are multiplied by before rounding. */
+  readonly gains: Float32Array;
   /** (kvHeads * headDim), taken off before rounding. */
   readonly mean: Float32Array;
   /** By which the mean turns with a token's position, and the channels of each pair. */
@@ -83,12 +86,14 @@ export class SimulatedCache implements CachedModel {
     this.parts = inner.shape.cache.map(({ past }) => {
       const attention = layers.find(({ node }) => node.input.includes(past))!;
       const { kvHeads, headDim, layer } = attention;
+      const { key, value } = statistics[layer];
       if (attention.node.input[INPUT.pastKey] !== past) {
-        return { kvHeads, headDim, mean: statistics[layer].value.mean, pairs: [] };
+        return { kvHeads, headDim, gains: value.mean.map(() => 1), mean: value.mean, pairs: [] };
       }
-      const { mean, unturnedMean } = statistics[layer].key;
-      if (!unturnedMean) return { kvHeads, headDim, mean, pairs: [] };
-      return { kvHeads, headDim, mean: unturnedMean, table: tables[layer], pairs: rotatedPairs(attention) };
+      const gains = keyGains(key, headDim);
+      if (!key.unturnedMean) return { kvHeads, headDim, gains, mean: key.mean, pairs: [] };
+      const table = tables[layer];
+      return { kvHeads, headDim, gains, mean: key.unturnedMean, table, pairs: rotatedPairs(attention) };
     });
   }
 
@@ -122,17 +127,20 @@ export class SimulatedCache implements CachedModel {
     if (count === 0) return;
     const values = this.inner.readTokens(row, start, count) as Float32Array[];
     for (const [i, part] of this.parts.entries()) {
-      const { kvHeads, headDim } = part;
+      const { kvHeads, headDim, gains } = part;
+      const { tiers } = this.format;
       const rotation = headRotation(headDim);
-      const mean = this.format.tiers ? meansAt(part, start, count) : new Float32Array(values[i].length);
+      const mean = tiers ? meansAt(part, start, count) : new Float32Array(values[i].length);
+      const perHead = count * headDim;
+      const gain = (at: number) => (tiers ? gains[Math.floor(at / perHead) * headDim + (at % headDim)] : 1);
       const rows = timesMatrix(
-        values[i].map((x, at) => x - mean[at]),
+        values[i].map((x, at) => (x - mean[at]) * gain(at)),
         rotation,
         headDim,
       );
       for (let at = 0; at < kvHeads * count; at++) this.format.round(rows.subarray(at * headDim, (at + 1) * headDim));
       const back = timesMatrix(rows, transposed(rotation, headDim), headDim);
-      for (let at = 0; at < back.length; at++) values[i][at] = back[at] + mean[at];
+      for (let at = 0; at < back.length; at++) values[i][at] = back[at] / gain(at) + mean[at];
     }
     this.inner.writeTokens(row, start, count, values);
   }

@@ -4,6 +4,7 @@
  */
 import { NibbleError } from "../errors.ts";
 import { type Dim, type ElementType, Graph, inlineGraphProto, type Value } from "../onnx/graph.ts";
+import * as ops from "../onnx/ops.ts";
 import type { AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto } from "../onnx/proto.ts";
 
 export const ATTENTION = "GroupQueryAttention";
@@ -144,6 +145,59 @@ function joined(model: ModelProto, node: NodeProto[], added: GraphProto): ModelP
 
 export function textAttribute(name: string, value: string): AttributeProto {
   return { name, type: 3, s: new TextEncoder().encode(value) };
+}
+
+/** Whether keys and values lie beside the queries in one input. */
+function isPacked({ node }: AttentionNode): boolean {
+  return (node.input[INPUT.key] ?? "") === "";
+}
+
+/** The queries as the node takes them, before any rotation by position: (batch, seq, heads * headDim). */
+export function queriesOf(g: Graph, attention: AttentionNode, type: ElementType = "float32"): Value {
+  const { node, heads, kvHeads, headDim } = attention;
+  const [width, keyed] = [heads * headDim, 2 * kvHeads * headDim];
+  const given = (size: number) => outer(node.input[INPUT.query], type, ["batch", "seq", size]);
+  return isPacked(attention) ? ops.splitLast(g, given(width + keyed), [width, keyed])[0] : given(width);
+}
+
+/**
+ * What the node attends with, rotated by position where it rotates: queries and keys side by side,
+ * (1, seq, (heads + kvHeads) * headDim), and values, (1, seq, kvHeads * headDim).
+ * @param positions (1, seq) @param keyMean (kvHeads * headDim), taken off keys before that
+ */
+export function rotatedInputs(
+  g: Graph,
+  attention: AttentionNode,
+  positions: Value,
+  keyMean?: Float32Array,
+): { keyed: Value; value: Value } {
+  const { node, heads, kvHeads, headDim, rotary, interleaved, rotaryDim } = attention;
+  const input = (place: number, width: number) => outer(node.input[place], "float32", [1, "seq", width]);
+  const keyedHeads = heads + kvHeads;
+  let keyed: Value;
+  let value: Value;
+  if (isPacked(attention)) {
+    const sizes = [keyedHeads * headDim, kvHeads * headDim];
+    [keyed, value] = ops.splitLast(g, input(INPUT.query, (keyedHeads + kvHeads) * headDim), sizes);
+  } else {
+    const parts = [input(INPUT.query, heads * headDim), input(INPUT.key, kvHeads * headDim)];
+    keyed = ops.concat(g, parts, 2);
+    value = input(INPUT.value, kvHeads * headDim);
+  }
+  if (keyMean) {
+    const means = new Float32Array(keyedHeads * headDim);
+    means.set(keyMean, heads * headDim);
+    keyed = ops.sub(g, keyed, g.initializer(`${g.scope}/key-mean`, "float32", [means.length], means));
+  }
+  if (rotary) {
+    const table = (place: number) => outer(node.input[place], "float32", ["positions", rotaryDim / 2]);
+    keyed = ops.rotaryEmbedding(g, keyed, positions, table(INPUT.cos), table(INPUT.sin), {
+      heads: keyedHeads,
+      rotaryDim: rotaryDim === headDim ? 0 : rotaryDim,
+      interleaved,
+    });
+  }
+  return { keyed, value };
 }
 
 /** GroupQueryAttention with what only KV policies use of it. */

@@ -11,7 +11,7 @@ import { NibbleError } from "../errors.ts";
 import { Graph, type Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import type { ModelProto, NodeProto } from "../onnx/proto.ts";
-import { type AttentionNode, addToModel, attentionNodes, INPUT, outer } from "./attention-nodes.ts";
+import { type AttentionNode, addToModel, attentionNodes, INPUT, outer, queriesOf } from "./attention-nodes.ts";
 import type { EvictionPolicy } from "./eviction.ts";
 import { AHEAD } from "./expected.ts";
 
@@ -73,11 +73,9 @@ function sumAttention(g: Graph, { layer, heads, kvHeads }: AttentionNode, weight
   g.output(ops.reduceSum(g, split, 2), `attention.${layer}`);
 }
 
-function queryMoments(g: Graph, { node, layer, heads, kvHeads, headDim }: AttentionNode): void {
-  const packed = (node.input[INPUT.key] ?? "") === "";
-  const width = (packed ? heads + 2 * kvHeads : heads) * headDim;
-  const given = outer(node.input[INPUT.query], "float32", ["batch", "seq", width]);
-  const query = packed ? ops.splitLast(g, given, [heads * headDim, 2 * kvHeads * headDim])[0] : given;
+function queryMoments(g: Graph, attention: AttentionNode): void {
+  const { layer } = attention;
+  const query = queriesOf(g, attention);
   g.output(ops.reduceSum(g, query, 1), `query_sum.${layer}`);
   g.output(ops.reduceSum(g, ops.mul(g, query, query), 1), `query_square.${layer}`);
 }

@@ -100,6 +100,7 @@ export class TwoTierCache {
 
   /** Room for `count` more tokens in the tail, and as many rows in the body; gives back what a prompt needed and a token does not. */
   reserve(count: number): void {
+    this.settle();
     this.growBody(count); // the kernel reads as many rows as there are queries
     const needed = this.tailLength + count;
     const capacity = needed <= REST_CAPACITY ? REST_CAPACITY : needed;
@@ -134,11 +135,17 @@ export class TwoTierCache {
     this.bodyCapacity = capacity;
   }
 
-  /** The tail has `count` new tokens; moves old ones to the body once there are enough of them. */
   appended(count: number): void {
     this.length += count;
-    const recent = this.tailLength - SINKS;
-    if (recent >= RECENT + STEP) this.demote(recent - RECENT);
+  }
+
+  /**
+   * Old tokens of the tail go to the body, in whole steps: before tokens are read and not after, so that it follows from
+   * how many are kept alone, whatever guesses were dropped in between.
+   */
+  settle(): void {
+    const spare = this.tailLength - SINKS - RECENT;
+    if (spare >= STEP) this.demote(spare - (spare % STEP));
   }
 
   /** The oldest `count` tokens after the sinks get codes. */

@@ -4,8 +4,8 @@
  * times as much (KL 0.035 against 0.0044 on SmolLM2).
  *
  * Before anything is cached, a head's values lose their mean over tokens, its keys theirs before the rotation by position
- * (Qwen 2's biases are hundreds of times what differs between tokens), and both are turned by a Hadamard rotation; each
- * token's row then has one scale. What the mean key m at position p adds to the score of a query q, q . R_p m, is known
+ * (Qwen 2's biases are hundreds of times what differs between tokens). Keys are multiplied by gains that queries are
+ * divided by (key-gains.ts), and both are turned by a Hadamard rotation; each token's row then has one scale. What the mean key m at position p adds to the score of a query q, q . R_p m, is known
  * without a cache: in the pairs (a, b) of channels that R_p turns by an angle w,
  *   q . R_p m = sum (q_a m_a + q_b m_b) cos w + (q_b m_a - q_a m_b) sin w
  * Where angles are unknown keys lose the mean of what is cached, which shifts all scores of a query alike.
@@ -28,8 +28,17 @@ import { NibbleError } from "../errors.ts";
 import { elementCode, type Graph, type Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import type { ModelProto } from "../onnx/proto.ts";
-import { type AttentionNode, attend, attentionNodes, INPUT, outer, replaceAttention } from "./attention-nodes.ts";
+import {
+  type AttentionNode,
+  attend,
+  attentionNodes,
+  INPUT,
+  outer,
+  replaceAttention,
+  rotatedInputs,
+} from "./attention-nodes.ts";
 import { SCALE_OCTAVES, SCALES_PER_OCTAVE, SINKS } from "./int4-tiers.ts";
+import { type KeyEnergies, keyGains } from "./key-gains.ts";
 import { headRotation, timesMatrix, transposed } from "./rotation.ts";
 
 /** Of one layer, (kvHeads * headDim) each, in the layout of the cache; over tokens after the sinks. */
@@ -41,7 +50,7 @@ export interface TokenStatistics {
 }
 
 export interface LayerTokens {
-  readonly key: TokenStatistics;
+  readonly key: TokenStatistics & KeyEnergies;
   readonly value: TokenStatistics;
 }
 
@@ -242,43 +251,25 @@ function turned(
   rotation: Float32Array | undefined,
   { positions }: Shared,
 ): { packed: Value; query: Value; beforeTurn: Value } {
-  const { node, heads, kvHeads, headDim, rotary, interleaved, rotaryDim } = attention;
+  const { heads, kvHeads, headDim } = attention;
   const all = heads + 2 * kvHeads;
-  const input = (place: number, width: number) => outer(node.input[place], "float32", [1, "seq", width]);
-  const given = (place: number) => (node.input[place] ?? "") !== "";
-  let keyed: Value; // (1, seq, (heads + kvHeads) * headDim)
-  let value: Value;
-  if (given(INPUT.key)) {
-    const parts = [input(INPUT.query, heads * headDim), input(INPUT.key, kvHeads * headDim)];
-    keyed = ops.concat(g, parts, 2);
-    value = input(INPUT.value, kvHeads * headDim);
-  } else {
-    const sizes = [(heads + kvHeads) * headDim, kvHeads * headDim];
-    [keyed, value] = ops.splitLast(g, input(INPUT.query, all * headDim), sizes);
-  }
   const apart = apartMean(attention, tokens, rotation);
-  if (apart) {
-    const means = new Float32Array((heads + kvHeads) * headDim);
-    means.set(apart, heads * headDim);
-    keyed = ops.sub(g, keyed, g.initializer(`${g.scope}/key-mean`, "float32", [means.length], means));
-  }
-  if (rotary) {
-    const table = (place: number) => outer(node.input[place], "float32", ["positions", rotaryDim / 2]);
-    keyed = ops.rotaryEmbedding(g, keyed, positions, table(INPUT.cos), table(INPUT.sin), {
-      heads: heads + kvHeads,
-      rotaryDim: rotaryDim === headDim ? 0 : rotaryDim,
-      interleaved,
-    });
-  }
+  const { keyed, value } = rotatedInputs(g, attention, positions, apart);
   const beforeTurn = keyed;
   const joined = ops.concat(g, [keyed, value], 2);
   let rows = ops.reshape(g, joined, [0, 0, all, headDim], [1, "seq", all, headDim]);
   const turn = (mean: Float32Array) => (rotation ? timesMatrix(mean, rotation, headDim) : mean);
-  if (rotation) {
+  // one scale for each channel of keys needs no gains
+  const gains = rotation ? keyGains(tokens.key, headDim) : undefined;
+  if (rotation && gains) {
+    const factors = new Float32Array(all * headDim).fill(1);
+    factors.set(perQueryHead(gains, attention).map((gain) => 1 / gain));
+    factors.set(gains, heads * headDim);
+    rows = ops.mul(g, rows, g.initializer(`${g.scope}/gains`, "float32", [all, headDim], factors));
     rows = ops.matMul(g, rows, g.initializer(`kv/turn/${headDim}`, "float32", [headDim, headDim], rotation));
   }
   const means = new Float32Array(all * headDim);
-  if (!apart) means.set(turn(tokens.key.mean), heads * headDim);
+  if (!apart) means.set(turn(tokens.key.mean.map((x, i) => x * (gains?.[i] ?? 1))), heads * headDim);
   means.set(turn(tokens.value.mean), (heads + kvHeads) * headDim);
   rows = ops.sub(g, rows, g.initializer(`${g.scope}/means`, "float32", [all, headDim], means));
   const packed = ops.reshape(g, rows, [0, 0, all * headDim], [1, "seq", all * headDim]);

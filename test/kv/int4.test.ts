@@ -4,6 +4,7 @@ import { cacheStatistics, type LayerStatistics } from "../../src/eval/cache-stat
 import { attentionNodes } from "../../src/kv/attention-nodes.ts";
 import { staticScalesOf, withInt4Cache } from "../../src/kv/int4.ts";
 import { decodeRow, encodeRow, RECENT, SINKS, TwoTierCache } from "../../src/kv/int4-tiers.ts";
+import { keyGains } from "../../src/kv/key-gains.ts";
 import { headRotation, timesMatrix, transposed } from "../../src/kv/rotation.ts";
 import { memoryFolder } from "../../src/memory-files.ts";
 import { encodeModel, type ModelProto } from "../../src/onnx/proto.ts";
@@ -75,6 +76,7 @@ async function againstReference(
     for (const [i, row] of ours.entries()) worst = Math.max(worst, difference(row, theirs[i]));
     for (let t = at; t < at + size; t++) replace(t, (row) => f16ToF32(f32ToF16(row)));
     at += size;
+    session.cache.settle(); // as the next step does
     for (; rounded < session.cache.bodyLength; rounded++) replace(SINKS + rounded, round);
   }
   expect(rounded).toBeGreaterThan(100);
@@ -124,15 +126,20 @@ describe("the two-tier cache", () => {
     const session = await tiered("token");
     const meanOf = (layer: number, part: Part, position: number) =>
       part === "key" ? meanKey(layer, position) : statistics[layer][part].mean;
+    const none = new Float32Array(kvHeads * headDim).fill(1);
+    const gainsOf = (layer: number, part: Part) => (part === "key" ? keyGains(statistics[layer].key, headDim) : none);
     const held: Held = {
       into: (row, layer, part, position) => {
-        const mean = meanOf(layer, part, position);
-        const centred = row.map((x, i) => x - mean[i]);
-        return timesMatrix(centred, H, headDim);
+        const [mean, gains] = [meanOf(layer, part, position), gainsOf(layer, part)];
+        return timesMatrix(
+          row.map((x, i) => (x - mean[i]) * gains[i]),
+          H,
+          headDim,
+        );
       },
       back: (row, layer, part, position) => {
-        const mean = meanOf(layer, part, position);
-        return timesMatrix(row, transposed(H, headDim), headDim).map((x, i) => x + mean[i]);
+        const [mean, gains] = [meanOf(layer, part, position), gainsOf(layer, part)];
+        return timesMatrix(row, transposed(H, headDim), headDim).map((x, i) => x / gains[i] + mean[i]);
       },
     };
     let [error, plainError] = [0, 0];
