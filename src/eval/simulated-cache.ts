@@ -4,38 +4,39 @@
  *   int2, int3   what int4 does with fewer levels (kv/int4.ts: mean gone, keys' before the rotation by position;
  *                gains, Hadamard rotation; a float16 scale a token and head), the levels those that fit a normal distribution
  *                best (Max 1960, as TurboQuant, arXiv 2504.19874); first and recent tokens stay as they are
- *   q4_0         llama.cpp's: blocks of 32 channels with a float16 scale, all tokens, rotated as it rotates since
- *                its pull request 21038
+ *   q4_0         llama.cpp's, all tokens; its rounding is in the graph (q4-graph.ts), since tokens read themselves rounded
  */
 import { NibbleError } from "../errors.ts";
 import { type AttentionNode, INPUT } from "../kv/attention-nodes.ts";
 import { RECENT, REST_CAPACITY, SINKS } from "../kv/int4-tiers.ts";
 import { keyGains } from "../kv/key-gains.ts";
 import { headRotation, timesMatrix, transposed } from "../kv/rotation.ts";
+import type { ModelProto } from "../onnx/proto.ts";
 import type { DecoderSession, Rows } from "../runtime/session.ts";
 import { f16ToF32, toF16Bits } from "../tensor/dtypes.ts";
 import type { CachedModel } from "./cache-drift.ts";
 import type { LayerStatistics } from "./cache-statistics.ts";
+import { q4Block, withQ4Rounding } from "./q4-graph.ts";
 import { type RotaryTable, rotatedPairs } from "./rotary-tables.ts";
 
 interface SimulatedFormat {
   /** Stored bits of one token and head, of so many channels. */
   readonly bitsOf: (headDim: number) => number;
-  /** First and recent tokens stay as they are (float16 counted), and rows lose their mean. */
-  readonly tiers: boolean;
-  /** Replaces a rotated row by what is kept of it. */
-  readonly round: (row: Float32Array) => void;
+  /**
+   * Replaces a rotated row by what is kept of it: first and recent tokens stay as they are (float16 counted), rows lose
+   * their mean. Undefined where the graph rounds all tokens.
+   */
+  readonly round?: (row: Float32Array) => void;
 }
 
 /** Positive output levels for a normal distribution of variance 1 (Max 1960, table I). */
 const LEVELS_2 = [0.4528, 1.51];
 const LEVELS_3 = [0.2451, 0.756, 1.344, 2.152];
-const Q4_BLOCK = 32;
 
 const FORMATS = {
-  int2: { bitsOf: (headDim) => 2 * headDim + 16, tiers: true, round: (row) => roundToLevels(row, LEVELS_2) },
-  int3: { bitsOf: (headDim) => 3 * headDim + 16, tiers: true, round: (row) => roundToLevels(row, LEVELS_3) },
-  q4_0: { bitsOf: (headDim) => 4 * headDim + 16 * Math.ceil(headDim / Q4_BLOCK), tiers: false, round: roundToQ4 },
+  int2: { bitsOf: (headDim) => 2 * headDim + 16, round: (row) => roundToLevels(row, LEVELS_2) },
+  int3: { bitsOf: (headDim) => 3 * headDim + 16, round: (row) => roundToLevels(row, LEVELS_3) },
+  q4_0: { bitsOf: (headDim) => 4 * headDim + (16 * headDim) / q4Block(headDim) },
 } satisfies Record<string, SimulatedFormat>;
 
 export const SIMULATED_FORMATS = Object.keys(FORMATS) as (keyof typeof FORMATS)[];
@@ -43,6 +44,11 @@ export type SimulatedKv = (typeof SIMULATED_FORMATS)[number];
 
 export function isSimulated(kv: string | undefined): kv is SimulatedKv {
   return kv !== undefined && kv in FORMATS;
+}
+
+/** The float graph as that format needs it. */
+export function simulatedGraph(kv: SimulatedKv, model: ModelProto): ModelProto {
+  return kv === "q4_0" ? withQ4Rounding(model) : model;
 }
 
 /** One part (keys or values) of one layer's cache. */
@@ -66,7 +72,8 @@ export class SimulatedCache implements CachedModel {
   private rounded = 0;
 
   /**
-   * @param inner on the float graph whose attention `layers` are; @param tables of each layer (`rotaryTables`)
+   * @param inner on the float graph whose attention `layers` are, changed by `simulatedGraph`
+   * @param tables of each layer (`rotaryTables`)
    * Error: `unsupported` where that cache is not float32.
    */
   constructor(
@@ -98,9 +105,9 @@ export class SimulatedCache implements CachedModel {
   }
 
   get kvBytesAllocated(): number {
-    const { tiers, bitsOf } = this.format;
-    const inFull = tiers ? REST_CAPACITY : 0;
-    const coded = tiers ? Math.max(0, this.length - SINKS - RECENT) : this.length;
+    const { round, bitsOf } = this.format;
+    const inFull = round ? REST_CAPACITY : 0;
+    const coded = round ? Math.max(0, this.length - SINKS - RECENT) : this.length;
     return this.parts.reduce(
       (sum, { kvHeads, headDim }) =>
         sum + kvHeads * (coded * (bitsOf(headDim) / 8) + inFull * headDim * Uint16Array.BYTES_PER_ELEMENT),
@@ -109,12 +116,13 @@ export class SimulatedCache implements CachedModel {
   }
 
   async append(row: number, past: number, tokens: readonly number[], rows?: Rows): Promise<Float32Array[]> {
-    const start = this.format.tiers ? SINKS : 0;
-    if (past === 0) this.rounded = start;
     const logits = await this.inner.append(row, past, tokens, rows);
     this.length = past + tokens.length;
-    const end = Math.max(this.rounded, this.format.tiers ? this.length - RECENT : this.length);
-    this.roundTokens(row, this.rounded, end - this.rounded);
+    const { round } = this.format;
+    if (!round) return logits;
+    if (past === 0) this.rounded = SINKS;
+    const end = Math.max(this.rounded, this.length - RECENT);
+    this.roundTokens(row, this.rounded, end - this.rounded, round);
     this.rounded = end;
     return logits;
   }
@@ -123,22 +131,21 @@ export class SimulatedCache implements CachedModel {
     await this.inner.dispose();
   }
 
-  private roundTokens(row: number, start: number, count: number): void {
+  private roundTokens(row: number, start: number, count: number, round: (row: Float32Array) => void): void {
     if (count === 0) return;
     const values = this.inner.readTokens(row, start, count) as Float32Array[];
     for (const [i, part] of this.parts.entries()) {
       const { kvHeads, headDim, gains } = part;
-      const { tiers } = this.format;
       const rotation = headRotation(headDim);
-      const mean = tiers ? meansAt(part, start, count) : new Float32Array(values[i].length);
+      const mean = meansAt(part, start, count);
       const perHead = count * headDim;
-      const gain = (at: number) => (tiers ? gains[Math.floor(at / perHead) * headDim + (at % headDim)] : 1);
+      const gain = (at: number) => gains[Math.floor(at / perHead) * headDim + (at % headDim)];
       const rows = timesMatrix(
         values[i].map((x, at) => (x - mean[at]) * gain(at)),
         rotation,
         headDim,
       );
-      for (let at = 0; at < kvHeads * count; at++) this.format.round(rows.subarray(at * headDim, (at + 1) * headDim));
+      for (let at = 0; at < kvHeads * count; at++) round(rows.subarray(at * headDim, (at + 1) * headDim));
       const back = timesMatrix(rows, transposed(rotation, headDim), headDim);
       for (let at = 0; at < back.length; at++) values[i][at] = back[at] / gain(at) + mean[at];
     }
@@ -177,19 +184,6 @@ function roundToLevels(row: Float32Array, levels: readonly number[]): void {
 
 function nearest(x: number, levels: readonly number[]): number {
   return levels.reduce((best, level) => (Math.abs(level - x) < Math.abs(best - x) ? level : best));
-}
-
-/** The value of largest magnitude takes code -8 of -8 .. 7. */
-function roundToQ4(row: Float32Array): void {
-  for (let start = 0; start < row.length; start += Q4_BLOCK) {
-    const block = row.subarray(start, start + Q4_BLOCK);
-    const largest = block.reduce((most, x) => (Math.abs(x) > Math.abs(most) ? x : most), 0);
-    const exact = largest / -8;
-    const scale = asFloat16(exact);
-    for (const [i, x] of block.entries()) {
-      block[i] = exact === 0 ? 0 : scale * Math.max(-8, Math.min(7, Math.floor(x / exact + 0.5)));
-    }
-  }
 }
 
 function asFloat16(x: number): number {

@@ -5,7 +5,7 @@ import { NibbleError } from "../errors.ts";
 import { type CacheDrift, type CacheDriftOptions, type CachedModel, measureCache } from "../eval/cache-drift.ts";
 import { cacheStatistics } from "../eval/cache-statistics.ts";
 import { rotaryTables } from "../eval/rotary-tables.ts";
-import { isSimulated, SimulatedCache, type SimulatedKv } from "../eval/simulated-cache.ts";
+import { isSimulated, SimulatedCache, type SimulatedKv, simulatedGraph } from "../eval/simulated-cache.ts";
 import { openGraph } from "../export/open-graph.ts";
 import { attentionNodes } from "../kv/attention-nodes.ts";
 import { cacheNeed } from "../kv/cache-need.ts";
@@ -78,7 +78,7 @@ export async function evaluateCache(
     const tables = await rotaryTables(folder, offer.graph, model, layers);
     const inner = new DecoderSession(
       ort,
-      await openGraph(ort, folder, offer.graph, { accuracyLevel }),
+      await openGraph(ort, folder, offer.graph, { accuracyLevel, change: (graph) => simulatedGraph(format, graph) }),
       offer.graph,
       contextLength,
     );

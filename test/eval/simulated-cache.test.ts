@@ -3,14 +3,16 @@ import { beforeAll, expect, test } from "vitest";
 import { measureCache } from "../../src/eval/cache-drift.ts";
 import { cacheStatistics, type LayerStatistics } from "../../src/eval/cache-statistics.ts";
 import { type RotaryTable, rotaryTables } from "../../src/eval/rotary-tables.ts";
-import { SimulatedCache, type SimulatedKv } from "../../src/eval/simulated-cache.ts";
+import { SimulatedCache, type SimulatedKv, simulatedGraph } from "../../src/eval/simulated-cache.ts";
 import { attentionNodes } from "../../src/kv/attention-nodes.ts";
 import { withInt4Cache } from "../../src/kv/int4.ts";
 import { RECENT, SINKS } from "../../src/kv/int4-tiers.ts";
+import { headRotation, timesMatrix, transposed } from "../../src/kv/rotation.ts";
 import { memoryFolder } from "../../src/memory-files.ts";
 import { encodeModel, type ModelProto } from "../../src/onnx/proto.ts";
 import { DecoderSession } from "../../src/runtime/session.ts";
 import { TieredSession } from "../../src/runtime/tiered-session.ts";
+import { f16ToF32, f32ToF16 } from "../../src/tensor/dtypes.ts";
 import { CONTEXT, difference, openModel, storiesGraph, story } from "../kv/stories.ts";
 
 let graph: ModelProto;
@@ -24,12 +26,12 @@ beforeAll(async () => {
   tables = await rotaryTables(folder, "model.onnx", graph, attentionNodes(graph, "test"));
 });
 
-async function full(): Promise<DecoderSession> {
-  return new DecoderSession(ort, await openModel(graph), "full", CONTEXT);
+async function full(changed = graph): Promise<DecoderSession> {
+  return new DecoderSession(ort, await openModel(changed), "full", CONTEXT);
 }
 
 async function simulated(kv: SimulatedKv): Promise<{ inner: DecoderSession; cache: SimulatedCache }> {
-  const inner = await full();
+  const inner = await full(simulatedGraph(kv, graph));
   return { inner, cache: new SimulatedCache(kv, inner, attentionNodes(graph, "test"), statistics, tables) };
 }
 
@@ -89,6 +91,43 @@ test("a mean that turns with the position is taken off as it stands there: such 
     expect(difference(row as Float32Array, means[i]), float.shape.cache[i].past).toBeLessThan(1e-5);
   }
   await Promise.all([float.dispose(), cache.dispose()]);
+});
+
+/** llama.cpp's quantize_row_q4_0_ref and dequantize_row_q4_0, on one block. */
+function throughQ4(block: Float32Array): Float32Array {
+  const largest = block.reduce((most, x) => (Math.abs(x) > Math.abs(most) ? x : most), 0);
+  const d = largest / -8;
+  const inverse = d ? 1 / d : 0;
+  const kept = f16ToF32(f32ToF16(Float32Array.of(d)))[0];
+  return block.map((x) => kept * (Math.min(15, Math.trunc(x * inverse + 8.5)) - 8));
+}
+
+test("q4_0 is llama.cpp's, and what is read of it does not depend on the size of pieces", async () => {
+  const [float, once, single] = [await full(), await simulated("q4_0"), await simulated("q4_0")];
+  const tokens = story.slice(0, 24);
+  const unrounded = await float.append(0, 0, tokens, "all");
+  const logits = await once.cache.append(0, 0, tokens, "all");
+  let [pieces, rounding] = [0, 0];
+  for (const [i, token] of tokens.entries()) {
+    const [row] = await single.cache.append(0, i, [token]);
+    pieces += difference(row, logits[i]);
+    rounding += difference(unrounded[i], logits[i]);
+  }
+  expect(pieces).toBeLessThan(0.05 * rounding); // a tie may fall the other way
+  // the first layer's are what the float cache has, rounded
+  const [exact, ours] = [float, once.inner].map((session) => session.readTokens(0, 0, tokens.length) as Float32Array[]);
+  const { headDim } = float.shape.cache[0];
+  const H = headRotation(headDim);
+  for (const part of [0, 1]) {
+    const turned = timesMatrix(exact[part], H, headDim);
+    const rounded = new Float32Array(turned.length);
+    for (let at = 0; at < turned.length; at += headDim) rounded.set(throughQ4(turned.subarray(at, at + headDim)), at);
+    const expected = timesMatrix(rounded, transposed(H, headDim), headDim);
+    const apart = ours[part].map((x, at) => Number(Math.abs(x - expected[at]) > 1e-4));
+    expect(apart.reduce((sum, x) => sum + x, 0) / apart.length).toBeLessThan(0.01);
+    expect(difference(exact[part], expected)).toBeGreaterThan(0.05);
+  }
+  for (const session of [float, once.cache, single.cache]) await session.dispose();
 });
 
 test("fewer bits drift further, and the real int4 cache less than llama.cpp's q4_0 would", async () => {
