@@ -12,7 +12,9 @@ import { openCheckpoint } from "../../src/node/open-checkpoint.ts";
 import { toGguf } from "../checkpoint/to-gguf.ts";
 
 const [checkpointPath, tokenizerPath, outPath] = process.argv.slice(2);
-const { metadata } = await readGguf(await nodeFile(tokenizerPath));
+const tokenizerFile = await nodeFile(tokenizerPath);
+const { metadata } = await readGguf(tokenizerFile);
+await tokenizerFile.close?.();
 const tokenizer = [...metadata].filter(([key]) => key.startsWith("tokenizer."));
 /** Types that llama.cpp insists on. */
 const typed = (key: string, value: unknown): GgufEntries[string] => {
