@@ -1,6 +1,6 @@
 /**
- * What the keys and values of a decoder look like, from text that goes through its float-cache graph: what the static
- * numbers of quantized caches are made of.
+ * What the keys and values of a decoder look like, and how large the queries are that read them, from text that goes
+ * through its float-cache graph: what the static numbers of quantized caches are made of.
  */
 import type { InferenceSession } from "onnxruntime-common";
 import { openGraph } from "../export/open-graph.ts";

@@ -22,7 +22,8 @@
  *   past_body_length              (1) int64. Body tensors hold at least `seq` rows (the kernel wants that); from this
  *                                 length on nobody sees them, and `past_body_scales` has max(length, seq) rows
  *
- * "int4-static" has scales per channel instead, made at calibration: one reading, no rotation, KL about six times as high.
+ * "int4-static" has scales per channel instead, made at calibration: one reading, no rotation, and far worse (SmolLM2: KL
+ * 0.085 against 0.0033).
  */
 import { NibbleError } from "../errors.ts";
 import { elementCode, type Graph, type Value } from "../onnx/graph.ts";
