@@ -44,7 +44,9 @@ export function requireTogether(format: string, { eviction }: KeptTokens, device
     throw new NibbleError("unsupported", message, { param });
   };
   if (device === "webgpu") {
-    if (format.startsWith("int")) refuse(`--kv ${format}: the WebGPU provider reads float caches only.`, "kv");
+    if (format.startsWith("int")) {
+      refuse(`--kv ${format}: WebGPU has float caches, and in a page int8 on the graph of a float one.`, "kv");
+    }
     if (eviction) {
       refuse(
         `--kv-policy ${eviction.policy}: the WebGPU provider rotates by the cache's length, which is not the text's here.`,

@@ -6,7 +6,10 @@ import { graphForKv, variantsOf } from "../runtime/folder.ts";
 import type { BuildChoice } from "./device.ts";
 
 export interface CacheWish {
-  /** Number format of the KV cache, as `--kv`; default: the graph's own, float. */
+  /**
+   * Number format of the KV cache, as `--kv`; default: the graph's own, float. On WASM those that the folder has graphs
+   * for; on WebGPU int8 of any folder (kv/gpu-int8.ts), which takes onnxruntime-web's module through a blob URL.
+   */
   readonly kv?: string;
   /** Which tokens it keeps, as `--kv-policy`; default "full". */
   readonly kvPolicy?: string;
@@ -20,10 +23,20 @@ export interface CacheWish {
  * 600 tokens of SmolLM2, on two twice as long (83 ms a token against 44).
  * @param graph the one with the float cache, or what the user named
  */
-export function graphWithCache(paths: readonly string[], graph: string, { kv }: CacheWish): string {
-  if (kv === undefined) return graph;
+export function graphWithCache(
+  paths: readonly string[],
+  graph: string,
+  { kv }: CacheWish,
+  choice: Pick<BuildChoice, "device">,
+): string {
+  if (kv === undefined || hasGpuInt8({ kv }, choice)) return graph;
   const half = /_(q\df16|fp16)\.onnx$/.test(graph);
   return graphForKv({ graph, variants: variantsOf(graph, paths) }, kv, half ? "fp16" : "fp32");
+}
+
+/** Whether the WebGPU provider is to keep int8 itself (kv/gpu-int8.ts), on the graph with the float cache. */
+export function hasGpuInt8({ kv }: CacheWish, { device }: Pick<BuildChoice, "device">): boolean {
+  return device === "webgpu" && kv === "int8";
 }
 
 /** Checked before anything is opened; errors: `bad_option`, `unsupported`. */

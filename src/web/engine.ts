@@ -5,6 +5,7 @@ import { MANIFEST, type Manifest } from "../export/model-folder.ts";
 import { dataFiles, unpackedModel } from "../export/open-graph.ts";
 import { type FolderSource, readAll, readText } from "../files.ts";
 import { GrammarCache } from "../grammar/grammar.ts";
+import { KV_BITS, withGpuInt8 } from "../kv/gpu-int8.ts";
 import { withNewRows } from "../kv/new-rows.ts";
 import { policyOf } from "../kv/policies.ts";
 import { type WindowPolicy, windowTokens } from "../kv/window.ts";
@@ -14,11 +15,11 @@ import { Generation } from "../runtime/generate.ts";
 import { resolveSampling } from "../runtime/sampling.ts";
 import { loadTokenizer } from "../tokenizer/hf-tokenizer.ts";
 import type { ChatMessage, ChatTemplateOptions, Tokenizer } from "../tokenizer/tokenizer.ts";
-import { type CacheWish, keptInPage } from "./cache-choice.ts";
+import { type CacheWish, hasGpuInt8, keptInPage } from "./cache-choice.ts";
 import type { BuildChoice } from "./device.ts";
 import { sharesCaches } from "./gpu-cache.ts";
 import type { BlobFolder } from "./opfs.ts";
-import type { OrtModule } from "./ort.ts";
+import { type OrtModule, withSessionConfig } from "./ort.ts";
 import { PrefixStore, prefixFingerprint } from "./prefix-store.ts";
 import { gpuOutputs, type PageCache, WebSession } from "./session.ts";
 
@@ -97,12 +98,20 @@ export async function openWebEngine(
   const { recomputeAbove } = switches
     ? (await import("../arch/capabilities.ts")).capabilitiesOf(config, contextLength)
     : {};
+  const gpuInt8 = hasGpuInt8(options.cache ?? {}, choice);
+  if (gpuInt8 && options.growing) {
+    throw new NibbleError("unsupported", "kv int8 on WebGPU is a cache that is written in place, not a growing one.", {
+      param: "growingCache",
+    });
+  }
   const kept = eviction || format.startsWith("int4") ? await import("./kept-session.ts") : undefined;
   // what other caches need of a graph they say themselves; a WebGPU session writes into the buffers that it reads
   const rows = kept || choice.device === "webgpu" ? undefined : withNewRows(stored.model);
-  const changed = eviction && kept ? kept.forgetting(stored.model, eviction) : rows;
+  const gpuCache = gpuInt8 ? withGpuInt8(stored.model) : undefined;
+  const changed = gpuCache ?? (eviction && kept ? kept.forgetting(stored.model, eviction) : rows);
   const file = changed ? asFile(changed) : stored;
-  const opened = await openSession(ort, made.folder, made.graph, file, choice, options.growing);
+  const open = () => openSession(ort, made.folder, made.graph, file, choice, options.growing);
+  const opened = gpuInt8 ? await withSessionConfig([[KV_BITS.key, KV_BITS.value]], open) : await open();
   const gpu = opened.device && { device: opened.device, maxRows: contextLength, inPlace: opened.inPlace };
   const session = kept
     ? kept.openKept(ort, opened.session, file.model, made.graph, contextLength, eviction)
@@ -114,7 +123,7 @@ export async function openWebEngine(
     contextLength: window ? Number.MAX_SAFE_INTEGER : contextLength,
     vocabSize: numberOf(config.vocab_size) ?? tokenizer.vocabSize,
     binding: choice.build,
-    kv: { format: session.kvFormat, ...policyOf({ window, eviction }) },
+    kv: { format: gpuInt8 ? "int8" : session.kvFormat, ...policyOf({ window, eviction }) },
     get memory() {
       return {
         weightBytes: opened.weightBytes,

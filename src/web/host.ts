@@ -2,7 +2,7 @@
 import { NibbleError } from "../errors.ts";
 import { decodeModel } from "../onnx/proto.ts";
 import type { Engine, Piece } from "../runtime/engine.ts";
-import { graphWithCache } from "./cache-choice.ts";
+import { graphWithCache, hasGpuInt8 } from "./cache-choice.ts";
 import { type BuildChoice, chooseBuild, probeDevice } from "./device.ts";
 import { type EngineInPage, openWebEngine, tokenizerFiles } from "./engine.ts";
 import { graphFor } from "./integer-twin.ts";
@@ -101,7 +101,7 @@ async function open(
   const paths = await Promise.all((await folder.list()).map((path) => sized(folder, path)));
   const selected = selectFiles(paths, choice, report, request.graph).graph;
   const there = paths.map(({ path }) => path);
-  const graph = graphWithCache(there, selected, request);
+  const graph = graphWithCache(there, selected, request, choice);
   const directory = await store.directory(stored.id);
   const onMatrix = (done: number, total: number) => {
     signal.throwIfAborted();
@@ -110,7 +110,7 @@ async function open(
   const place = request.asStored ? { folder, graph } : await graphFor(directory, folder, graph, choice, onMatrix);
   const started = performance.now();
   emit({ stage: "runtime" });
-  const ort = await loadOrt(choice, request.ortUrl);
+  const ort = await loadOrt(choice, request.ortUrl, hasGpuInt8(request, choice));
   signal.throwIfAborted();
   emit({ stage: "session" });
   const { context, growingCache: growing, prefixCacheBytes: maxBytes } = request;
@@ -147,7 +147,7 @@ async function withThreads(
     reason: `${chosen.reason.replace(/,[^,]*$/, "")}, ${reason}`,
   });
   // its attention takes longer on two threads than on one: see cache-choice.ts
-  if (kv === "int8") return why("1 thread: more do not pay with an int8 cache");
+  if (kv === "int8" && chosen.device === "wasm") return why("1 thread: more do not pay with an int8 cache");
   if (threadsThatPay(chosen.threads, await store.speeds(id), Date.now()) > 1) return chosen;
   return why(`1 thread: ${chosen.threads} waited for cores that something else held when they were last used`);
 }

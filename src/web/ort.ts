@@ -18,20 +18,73 @@ function importBuild(build: OrtBuild): Promise<OrtModule> {
   return import("onnxruntime-web/webgpu");
 }
 
+/** Where a session's entries wait for the runtime's module: on the worker's own global object. */
+const CONFIG = "nibbleSessionConfig";
+
+/**
+ * A module around the runtime's that puts entries into a session's configuration before a provider is appended, which is
+ * when WebGPU reads them; ONNX Runtime Web has no option for those.
+ */
+function configuringModule(mjs: string): string {
+  const text = `import factory from ${JSON.stringify(mjs)};
+export default async (options) => {
+  const module = await factory(options);
+  const append = module._OrtAppendExecutionProvider;
+  const put = (text) => {
+    const size = module.lengthBytesUTF8(text) + 1;
+    const at = module._malloc(size);
+    module.stringToUTF8(text, at, size);
+    return at;
+  };
+  module._OrtAppendExecutionProvider = (session, ...rest) => {
+    for (const [key, value] of globalThis.${CONFIG} ?? []) {
+      const [name, text] = [put(key), put(value)];
+      const failed = module._OrtAddSessionConfigEntry(session, name, text);
+      module._free(name);
+      module._free(text);
+      if (failed) throw new Error("the session's configuration takes no " + key);
+    }
+    return append(session, ...rest);
+  };
+  return module;
+};`;
+  return URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
+}
+
+/** `create` with entries for the session that it makes; the runtime was loaded with `configurable`. */
+export async function withSessionConfig<T>(
+  entries: readonly (readonly [string, string])[],
+  create: () => Promise<T>,
+): Promise<T> {
+  const place = globalThis as { [CONFIG]?: readonly (readonly [string, string])[] };
+  place[CONFIG] = entries;
+  try {
+    return await create();
+  } finally {
+    delete place[CONFIG];
+  }
+}
+
 let loaded: { build: OrtBuild; ort: OrtModule } | undefined;
 
 /**
  * The runtime for a choice. One worker holds one build for its life: another one needs another worker.
- * @param ortUrl folder that serves the files of `ortFiles`, absolute.
+ * @param ortUrl folder that serves the files of `ortFiles`, absolute
+ * @param configurable sessions may have entries of `withSessionConfig`: takes a module from a blob
  */
-export async function loadOrt({ build, threads }: BuildChoice, ortUrl: string): Promise<OrtModule> {
+export async function loadOrt(
+  { build, threads }: BuildChoice,
+  ortUrl: string,
+  configurable = false,
+): Promise<OrtModule> {
   if (loaded && loaded.build !== build) {
     throw new NibbleError("unsupported", `This worker runs the ${loaded.build} build; start another for ${build}.`);
   }
   if (loaded) return loaded.ort;
   const ort = await importBuild(build);
   const folder = ortUrl.endsWith("/") ? ortUrl : `${ortUrl}/`;
-  ort.env.wasm.wasmPaths = { mjs: folder + ortFiles[build].mjs, wasm: folder + ortFiles[build].wasm };
+  const mjs = folder + ortFiles[build].mjs;
+  ort.env.wasm.wasmPaths = { mjs: configurable ? configuringModule(mjs) : mjs, wasm: folder + ortFiles[build].wasm };
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
   loaded = { build, ort };

@@ -82,7 +82,8 @@ describe.skipIf(noChromium())("KV caches in Chromium", { timeout: LIMIT_MS + 30_
               }
               const { info, notes } = engine.model;
               engine.dispose();
-              results.push({ answers, kv: info.kv, file: info.file, notes });
+              const { kvBytesPerToken } = info.memory;
+              results.push({ answers, kv: info.kv, file: info.file, notes, kvBytesPerToken });
             }
             return results;
           },
@@ -159,21 +160,39 @@ describe.skipIf(noChromium())("KV caches in Chromium", { timeout: LIMIT_MS + 30_
     expect(expectAlike(float, rounded.ids, ROUNDED_CALL), "the first word is the same").toBeGreaterThan(0);
   });
 
+  test("WebGPU keeps int8 of any float cache, in the memory of its codes and scales", async () => {
+    const wishes: Wish[] = [{ device: "webgpu", kv: "int8" }, { device: "webgpu" }];
+    const prompts = [story.slice(0, 60), story.slice(0, 90)]; // the second goes on from the first's rows
+    const [int8, float] = await inPage("/float/", wishes, prompts, 24);
+    expect(int8).toMatchObject({ kv: { format: "int8", policy: "full" } });
+    expect(float).toMatchObject({ kv: { format: "fp32", policy: "full" } });
+    // heads of 8 are cached as 16: a scale of 4 bytes and 16 codes against 16 floats
+    expect(int8.kvBytesPerToken! / float.kvBytesPerToken!).toBeCloseTo((4 + 16) / (16 * 4), 5);
+    for (const [i, { ids }] of int8.answers!.entries()) {
+      expect(ids).toHaveLength(24);
+      expectAlike(float.answers![i], ids, CLOSE_CALL, `prompt ${i}`);
+    }
+    // rounding shows: this is no float cache under another name
+    expect(int8.answers!.map(({ leads }) => leads)).not.toEqual(float.answers!.map(({ leads }) => leads));
+  });
+
   test("WebGPU runs the float cache and a window; the rest is refused by name", async () => {
     const device = "webgpu";
     const wishes: Wish[] = [
       { device, kvPolicy: "window", kvBudget: 64 },
-      { device, kv: "int8" },
+      { device, kvPolicy: "window", kvBudget: 64, kv: "int8" },
       { device, kv: "int4" },
       { device, kvPolicy: "snapkv" },
       { device: "wasm", kv: "int4", kvPolicy: "h2o" },
       { device: "wasm", kv: "fp16" },
     ];
-    const [window, ...refused] = await inPage("/float/", wishes, [story.slice(0, 60)], 12);
+    const [window, int8Window, ...refused] = await inPage("/float/", wishes, [story.slice(0, 60)], 12);
     expect(window.kv).toMatchObject({ format: "fp32", policy: "window" });
     const node = await inNode({ kv: "fp32", kvPolicy: "window", kvBudget: 64 }, [story.slice(0, 60)], 12);
     expectSame(window.answers, node, "a window");
-    expect(refused.map(({ param }) => param)).toEqual(["kv", "kv", "kvPolicy", "kvPolicy", "kv"]);
+    expect(int8Window.kv).toMatchObject({ format: "int8", policy: "window" });
+    expectSame(int8Window.answers, node, "a window of int8");
+    expect(refused.map(({ param }) => param)).toEqual(["kv", "kvPolicy", "kvPolicy", "kv"]);
     for (const { code } of refused) expect(code).toBe("unsupported");
   });
 });
