@@ -164,13 +164,13 @@ document.addEventListener("visibilitychange", () => {
 
 /** What a visit starts with: the device, the models there are, the last one opened again. */
 export async function start(): Promise<void> {
-  const probed = engine.rpc.call("probe", undefined).then((found) => (device.value = found));
-  try {
-    await Promise.all([refreshServer(), refreshStored()]);
-    const last = stored.value.find(({ id, complete }) => id === settings.value.lastModel && complete);
-    await probed;
-    if (last && !answeringServed()) await load({ kind: "stored", id: last.id }, last.id);
-  } finally {
-    starting.value = false;
-  }
+  const probe = engine.rpc.call("probe", undefined).catch(() => undefined); // a worker that died says so itself
+  const probed = probe.then((found) => (device.value = found));
+  await Promise.all([refreshServer(), refreshStored()]);
+  const last = stored.value.find(({ id, complete }) => id === settings.value.lastModel && complete);
+  const opening =
+    last && !answeringServed() ? probed.then(() => load({ kind: "stored", id: last.id }, last.id)) : undefined;
+  await opening;
+  starting.value = false;
+  await probed;
 }

@@ -85,7 +85,7 @@ export function chatView(): HTMLElement {
     const used = last ? last.promptTokens + last.completionTokens : 0;
     const context = (length: number) => el("span", {}, `Context ${count(used)} of ${count(length)}`);
     if (served || !loaded) {
-      const where = served ? "Answers come from the server" : "Nothing you type leaves this page";
+      const where = served ? "Answers come from the server" : starting.value ? "" : "Nothing you type leaves this page";
       status.replaceChildren(...(served?.contextLength ? [context(served.contextLength)] : []), el("span", {}, where));
       return;
     }
@@ -217,11 +217,14 @@ export function chatView(): HTMLElement {
   };
 
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
+    if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+    composer.hold();
+    stop();
   });
 
   current.watch(({ id }) => {
     openInTab.set(id);
+    composer.hold(); // it was meant for the conversation that was shown
     stop();
     draw();
   });

@@ -7,6 +7,8 @@ export interface Composer {
   readonly element: HTMLElement;
   /** Why the message stands there still: to be shown beside it. */
   readonly waits: Signal<string>;
+  /** A message that waits is not sent by itself any more; it stays where it is. */
+  hold(): void;
   /** Shows what can be done now; sends what waited for it. */
   refresh(state: { readonly answering: boolean; readonly placeholder: string }): void;
 }
@@ -53,11 +55,11 @@ export function messageComposer(ask: (text: string) => void, stop: () => void): 
     event.preventDefault();
     send();
   });
-  // who goes on writing sends it again
-  input.addEventListener("input", () => {
+  const hold = () => {
     isWaiting = false;
     tell("");
-  });
+  };
+  input.addEventListener("input", hold); // who goes on writing sends it again
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || (event.target as HTMLElement).closest("input, textarea, select")) return;
     event.preventDefault();
@@ -67,6 +69,7 @@ export function messageComposer(ask: (text: string) => void, stop: () => void): 
   return {
     element,
     waits,
+    hold,
     refresh({ answering, placeholder }) {
       isAnswering = answering;
       input.placeholder = placeholder;
@@ -74,6 +77,7 @@ export function messageComposer(ask: (text: string) => void, stop: () => void): 
       sendButton.hidden = answering;
       stopButton.hidden = !answering;
       if (isWaiting) send();
+      else if (answeredBy() !== undefined || loading.value) tell("");
     },
   };
 }

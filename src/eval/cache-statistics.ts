@@ -63,7 +63,7 @@ export async function cacheStatistics(
     value: new PartSums(attention.node.output[2], attention),
   }));
   const parts = layers.flatMap(({ key, value }) => [key, value]);
-  const queries = nodes.map((attention) => new QuerySums(attention));
+  const queries = nodes.map((attention) => new QuerySums(attention, tables[attention.layer]?.factor ?? 1));
   const session = await openGraph(ort, folder, path, { change: (graph) => withQuerySquares(graph, nodes) });
   try {
     for (const [i, ids] of windows.entries()) {
@@ -111,7 +111,11 @@ class QuerySums {
   private readonly sums: Float64Array;
   private tokens = 0;
 
-  constructor(private readonly attention: AttentionNode) {
+  constructor(
+    private readonly attention: AttentionNode,
+    /** Of what is turned: its length after over that before, where queries are seen. */
+    private readonly factor: number,
+  ) {
     this.name = querySquaresName(attention.layer);
     this.sums = new Float64Array(attention.kvHeads * attention.headDim);
   }
@@ -128,8 +132,11 @@ class QuerySums {
   meanSquares(): Float32Array {
     const { heads, kvHeads, headDim } = this.attention;
     const count = Math.max(1, this.tokens) * (heads / kvHeads);
-    const squares = Float32Array.from(this.sums, (x) => x / count);
-    return overPairs(squares, rotatedPairs(this.attention), headDim);
+    const pairs = rotatedPairs(this.attention);
+    const squares = Float32Array.from(this.sums, (x, at) => {
+      return (x / count) * (at % headDim < 2 * pairs.length ? this.factor ** 2 : 1);
+    });
+    return overPairs(squares, pairs, headDim);
   }
 }
 
@@ -148,6 +155,7 @@ function overPairs(values: Float32Array, pairs: readonly (readonly [number, numb
 /** Sums over tokens of a cache (1, kvHeads, seq, headDim). */
 class PartSums {
   private readonly kvHeads: number;
+  private readonly interleaved: boolean;
   private readonly headDim: number;
   private readonly magnitude: Float32Array;
   private readonly sum: Float64Array;
@@ -157,12 +165,13 @@ class PartSums {
 
   constructor(
     readonly name: string,
-    { kvHeads, headDim }: Pick<AttentionNode, "kvHeads" | "headDim">,
+    { kvHeads, headDim, interleaved }: Pick<AttentionNode, "kvHeads" | "headDim" | "interleaved">,
     private readonly pairs: readonly (readonly [number, number])[] = [],
     private readonly table?: RotaryTable,
   ) {
     this.kvHeads = kvHeads;
     this.headDim = headDim;
+    this.interleaved = interleaved;
     this.magnitude = new Float32Array(kvHeads * headDim);
     this.sum = new Float64Array(kvHeads * headDim);
     this.squares = new Float64Array(kvHeads * headDim);
@@ -219,12 +228,12 @@ class PartSums {
     }
   }
 
-  /** Variance around the mean that turns with the position where that is known, else around the mean. */
+  /** Variance around the mean that is taken off: the one that turns with the position where int4 can, else the plain one. */
   spread(): Float32Array {
     const { sum, squares, unturned, table, pairs, headDim } = this;
     const tokens = Math.max(1, this.tokens);
     const factor = table?.factor ?? 1;
-    const turns = (at: number) => table !== undefined && at % headDim < 2 * pairs.length;
+    const turns = (at: number) => table !== undefined && !this.interleaved && at % headDim < 2 * pairs.length;
     const means = sum.map((x, at) => (turns(at) ? factor * unturned[at] : x) / tokens);
     const spread = Float32Array.from(squares, (x, at) => Math.max(0, x / tokens - means[at] ** 2));
     return overPairs(spread, pairs, headDim);

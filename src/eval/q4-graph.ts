@@ -18,6 +18,9 @@ import type { Graph, Value } from "../onnx/graph.ts";
 import * as ops from "../onnx/ops.ts";
 import type { ModelProto } from "../onnx/proto.ts";
 
+/** From here on the axes of reductions are an input. */
+const LEAST_OPSET = 18;
+
 /** Channels that share a scale: 32, or as many as go into a head that is no multiple of it. */
 export function q4Block(headDim: number): number {
   return Math.min(32, headDim & -headDim);
@@ -26,10 +29,16 @@ export function q4Block(headDim: number): number {
 /** Errors: `unsupported` where attention is more than one over all that is cached. */
 export function withQ4Rounding(model: ModelProto): ModelProto {
   const nodes = attentionNodes(model, "--kv q4_0");
-  const more = nodes.find(({ node }) => [INPUT.bias, INPUT.headSink].some((place) => node.input[place]));
-  if (more) {
-    const message = `--kv q4_0: layer ${more.layer} attends with a bias or a sink, which this simulation leaves out.`;
-    throw new NibbleError("unsupported", message, { param: "kv" });
+  const refuse = (why: string): never => {
+    throw new NibbleError("unsupported", `--kv q4_0: ${why}.`, { param: "kv" });
+  };
+  const opset = Number(model.opsetImport.find(({ domain }) => !domain)?.version ?? 0);
+  if (opset < LEAST_OPSET) refuse(`the graph is of opset ${opset}; it is simulated from opset ${LEAST_OPSET} on`);
+  for (const { node, layer, cacheType } of nodes) {
+    if (cacheType !== "float32") refuse(`it is simulated on float32 caches; layer ${layer}'s is ${cacheType}`);
+    const smooth = node.attribute.some(({ name, i }) => name === "smooth_softmax" && Number(i) === 1);
+    if (smooth || node.input[INPUT.bias] || node.input[INPUT.headSink])
+      refuse(`layer ${layer} attends with a bias or a sink, which this simulation leaves out`);
   }
   return replaceAttention(model, nodes, roundedAttention);
 }

@@ -46,6 +46,14 @@ export function isSimulated(kv: string | undefined): kv is SimulatedKv {
   return kv !== undefined && kv in FORMATS;
 }
 
+/** Error: `unsupported` where a cache is not float32. */
+export function requireFloatCaches(kv: SimulatedKv, layers: readonly AttentionNode[]): void {
+  const other = layers.find(({ cacheType }) => cacheType !== "float32");
+  if (!other) return;
+  const message = `--kv ${kv} is simulated on float32 caches; this graph's is ${other.cacheType}.`;
+  throw new NibbleError("unsupported", message, { param: "kv" });
+}
+
 /** The float graph as that format needs it. */
 export function simulatedGraph(kv: SimulatedKv, model: ModelProto): ModelProto {
   return kv === "q4_0" ? withQ4Rounding(model) : model;
@@ -74,7 +82,6 @@ export class SimulatedCache implements CachedModel {
   /**
    * @param inner on the float graph whose attention `layers` are, changed by `simulatedGraph`
    * @param tables of each layer (`rotaryTables`)
-   * Error: `unsupported` where that cache is not float32.
    */
   constructor(
     kv: SimulatedKv,
@@ -83,12 +90,6 @@ export class SimulatedCache implements CachedModel {
     statistics: readonly LayerStatistics[],
     tables: readonly (RotaryTable | undefined)[],
   ) {
-    if (inner.shape.kvFormat !== "fp32") {
-      const found = inner.shape.kvFormat;
-      throw new NibbleError("unsupported", `--kv ${kv} is simulated on float32 caches; this graph's is ${found}.`, {
-        param: "kv",
-      });
-    }
     this.format = FORMATS[kv];
     this.parts = inner.shape.cache.map(({ past }) => {
       const attention = layers.find(({ node }) => node.input.includes(past))!;

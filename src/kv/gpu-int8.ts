@@ -20,7 +20,7 @@ export function withGpuInt8(model: ModelProto): ModelProto {
   const what = "--kv int8 on WebGPU";
   const nodes = attentionNodes(model, what);
   const refuse = (why: string): never => {
-    throw new NibbleError("unsupported", `${what}: ${why}. The float cache runs.`, { param: "kv" });
+    throw new NibbleError("unsupported", `${what}: ${why}. Leave kv out for the float cache.`, { param: "kv" });
   };
   for (const { node, layer, headDim, window, cacheType } of nodes) {
     if (cacheType !== "float32" && cacheType !== "float16") refuse(`the graph's cache is ${cacheType} already`);

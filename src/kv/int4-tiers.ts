@@ -135,6 +135,7 @@ export class TwoTierCache {
     this.bodyCapacity = capacity;
   }
 
+  /** The tail holds `count` new tokens now. */
   appended(count: number): void {
     this.length += count;
   }

@@ -5,8 +5,9 @@
  *
  * Before anything is cached, a head's values lose their mean over tokens, its keys theirs before the rotation by position
  * (Qwen 2's biases are hundreds of times what differs between tokens). Keys are multiplied by gains that queries are
- * divided by (key-gains.ts), and both are turned by a Hadamard rotation; each token's row then has one scale. What the mean key m at position p adds to the score of a query q, q . R_p m, is known
- * without a cache: in the pairs (a, b) of channels that R_p turns by an angle w,
+ * divided by (key-gains.ts), and both keys and values are turned by a Hadamard rotation; each token's row then has one
+ * scale. What the mean key m at position p adds to the score of a query q, q . R_p m, is known without a cache: in the
+ * pairs (a, b) of channels that R_p turns by an angle w,
  *   q . R_p m = sum (q_a m_a + q_b m_b) cos w + (q_b m_a - q_a m_b) sin w
  * Where angles are unknown keys lose the mean of what is cached, which shifts all scores of a query alike.
  * The kernel knows static scales only, so codes are read with scale 1, twice:

@@ -5,7 +5,13 @@ import { NibbleError } from "../errors.ts";
 import { type CacheDrift, type CacheDriftOptions, type CachedModel, measureCache } from "../eval/cache-drift.ts";
 import { cacheStatistics } from "../eval/cache-statistics.ts";
 import { rotaryTables } from "../eval/rotary-tables.ts";
-import { isSimulated, SimulatedCache, type SimulatedKv, simulatedGraph } from "../eval/simulated-cache.ts";
+import {
+  isSimulated,
+  requireFloatCaches,
+  SimulatedCache,
+  type SimulatedKv,
+  simulatedGraph,
+} from "../eval/simulated-cache.ts";
 import { openGraph } from "../export/open-graph.ts";
 import { attentionNodes } from "../kv/attention-nodes.ts";
 import { cacheNeed } from "../kv/cache-need.ts";
@@ -74,6 +80,7 @@ export async function evaluateCache(
     const folder = nodeFolder(dir);
     const model = decodeModel(await readFile(join(dir, offer.graph)));
     const layers = attentionNodes(model, `--kv ${format}`);
+    requireFloatCaches(format, layers);
     const statistics = await cacheStatistics(ort, folder, offer.graph, model, calibration, options);
     const tables = await rotaryTables(folder, offer.graph, model, layers);
     const inner = new DecoderSession(

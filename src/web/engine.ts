@@ -99,9 +99,10 @@ export async function openWebEngine(
     ? (await import("../arch/capabilities.ts")).capabilitiesOf(config, contextLength)
     : {};
   const gpuInt8 = hasGpuInt8(options.cache ?? {}, choice);
-  if (gpuInt8 && options.growing) {
-    throw new NibbleError("unsupported", "kv int8 on WebGPU is a cache that is written in place, not a growing one.", {
-      param: "growingCache",
+  if (gpuInt8 && (options.growing || !sharesCaches(stored.model))) {
+    const why = options.growing ? "growingCache asks for another" : "more than attention reads this graph's";
+    throw new NibbleError("unsupported", `kv int8 on WebGPU is written in place, and ${why}. Leave kv out.`, {
+      param: options.growing ? "growingCache" : "kv",
     });
   }
   const kept = eviction || format.startsWith("int4") ? await import("./kept-session.ts") : undefined;

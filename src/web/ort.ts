@@ -37,7 +37,9 @@ export default async (options) => {
     return at;
   };
   module._OrtAppendExecutionProvider = (session, ...rest) => {
-    for (const [key, value] of globalThis.${CONFIG} ?? []) {
+    const entries = globalThis.${CONFIG} ?? [];
+    globalThis.${CONFIG} = undefined;
+    for (const [key, value] of entries) {
       const [name, text] = [put(key), put(value)];
       const failed = module._OrtAddSessionConfigEntry(session, name, text);
       module._free(name);
@@ -59,13 +61,15 @@ export async function withSessionConfig<T>(
   const place = globalThis as { [CONFIG]?: readonly (readonly [string, string])[] };
   place[CONFIG] = entries;
   try {
-    return await create();
+    const made = await create();
+    if (place[CONFIG] === undefined) return made;
+    throw new NibbleError("unsupported", `This runtime did not take ${entries.map(([key]) => key).join(", ")}.`);
   } finally {
-    delete place[CONFIG];
+    place[CONFIG] = undefined;
   }
 }
 
-let loaded: { build: OrtBuild; ort: OrtModule } | undefined;
+let loaded: { build: OrtBuild; configurable: boolean; ort: OrtModule } | undefined;
 
 /**
  * The runtime for a choice. One worker holds one build for its life: another one needs another worker.
@@ -80,6 +84,12 @@ export async function loadOrt(
   if (loaded && loaded.build !== build) {
     throw new NibbleError("unsupported", `This worker runs the ${loaded.build} build; start another for ${build}.`);
   }
+  if (configurable && loaded && !loaded.configurable) {
+    throw new NibbleError(
+      "unsupported",
+      "This worker's runtime takes no session entries; start another for int8 keys.",
+    );
+  }
   if (loaded) return loaded.ort;
   const ort = await importBuild(build);
   const folder = ortUrl.endsWith("/") ? ortUrl : `${ortUrl}/`;
@@ -87,6 +97,6 @@ export async function loadOrt(
   ort.env.wasm.wasmPaths = { mjs: configurable ? configuringModule(mjs) : mjs, wasm: folder + ortFiles[build].wasm };
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
-  loaded = { build, ort };
+  loaded = { build, configurable, ort };
   return ort;
 }
