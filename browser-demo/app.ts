@@ -34,6 +34,11 @@ export const stored = new Signal<readonly StoredModel[]>([]);
 export const busy = new Signal(false);
 export const server = new Signal<ServerInfo | undefined>(undefined);
 
+/** Something that answers may be there soon: it is looked for, or being opened. */
+export function isComing(): boolean {
+  return starting.value || loading.value !== undefined;
+}
+
 /** The server's model that answers, or undefined where answers are made in the page. */
 export function answeringServed(): ServedModel | undefined {
   const { runOn, servedModel } = settings.value;
@@ -168,9 +173,9 @@ export async function start(): Promise<void> {
   const probed = probe.then((found) => (device.value = found));
   await Promise.all([refreshServer(), refreshStored()]);
   const last = stored.value.find(({ id, complete }) => id === settings.value.lastModel && complete);
-  const opening =
-    last && !answeringServed() ? probed.then(() => load({ kind: "stored", id: last.id }, last.id)) : undefined;
-  await opening;
+  if (last && !answeringServed()) {
+    await probed;
+    await load({ kind: "stored", id: last.id }, last.id);
+  }
   starting.value = false;
-  await probed;
 }

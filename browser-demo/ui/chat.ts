@@ -1,6 +1,6 @@
 /** The chat: a thread, a composer, and what the last answer cost. */
 import { answer, answeredBy } from "../answer.ts";
-import { answeringServed, busy, forgetPrompts, loading, model, report, server, starting } from "../app.ts";
+import { answeringServed, busy, forgetPrompts, isComing, loading, model, report, server, starting } from "../app.ts";
 import {
   type Conversation,
   deleteConversation,
@@ -66,7 +66,7 @@ export function chatView(): HTMLElement {
   const composer = messageComposer((text) => void ask(text), stop);
   const placeholder = () => {
     if (answeredBy() !== undefined) return goesOn() ? "Begin a text, the model goes on" : "Message";
-    return starting.value || loading.value ? "Message" : "Open a model to start";
+    return isComing() ? "Message" : "Open a model to start";
   };
   const refresh = () => {
     drawStatus();

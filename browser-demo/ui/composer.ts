@@ -1,6 +1,6 @@
 /** Where a message is written. One that is sent before there is a model to ask waits for it. */
 import { answeredBy } from "../answer.ts";
-import { loading, starting } from "../app.ts";
+import { isComing, loading } from "../app.ts";
 import { announce, el, icon, Signal } from "./dom.ts";
 
 export interface Composer {
@@ -39,7 +39,7 @@ export function messageComposer(ask: (text: string) => void, stop: () => void): 
     const text = input.value;
     if (isAnswering || !text.trim()) return;
     const canAsk = answeredBy() !== undefined;
-    isWaiting = !canAsk && (starting.value || loading.value !== undefined);
+    isWaiting = !canAsk && isComing();
     tell(canAsk ? "" : isWaiting ? "Sent as soon as the model is ready" : "Open a model first: nothing was sent");
     if (!canAsk) return;
     input.value = "";
@@ -73,7 +73,7 @@ export function messageComposer(ask: (text: string) => void, stop: () => void): 
     refresh({ answering, placeholder }) {
       isAnswering = answering;
       input.placeholder = placeholder;
-      sendButton.disabled = answeredBy() === undefined && !starting.value && loading.value === undefined;
+      sendButton.disabled = answeredBy() === undefined && !isComing();
       sendButton.hidden = answering;
       stopButton.hidden = !answering;
       if (isWaiting) send();

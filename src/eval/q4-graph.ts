@@ -26,7 +26,7 @@ export function q4Block(headDim: number): number {
   return Math.min(32, headDim & -headDim);
 }
 
-/** Errors: `unsupported` where attention is more than one over all that is cached. */
+/** Caches are float32. Errors: `unsupported` where attention is more than one over all that is cached. */
 export function withQ4Rounding(model: ModelProto): ModelProto {
   const nodes = attentionNodes(model, "--kv q4_0");
   const refuse = (why: string): never => {
@@ -34,8 +34,7 @@ export function withQ4Rounding(model: ModelProto): ModelProto {
   };
   const opset = Number(model.opsetImport.find(({ domain }) => !domain)?.version ?? 0);
   if (opset < LEAST_OPSET) refuse(`the graph is of opset ${opset}; it is simulated from opset ${LEAST_OPSET} on`);
-  for (const { node, layer, cacheType } of nodes) {
-    if (cacheType !== "float32") refuse(`it is simulated on float32 caches; layer ${layer}'s is ${cacheType}`);
+  for (const { node, layer } of nodes) {
     const smooth = node.attribute.some(({ name, i }) => name === "smooth_softmax" && Number(i) === 1);
     if (smooth || node.input[INPUT.bias] || node.input[INPUT.headSink])
       refuse(`layer ${layer} attends with a bias or a sink, which this simulation leaves out`);

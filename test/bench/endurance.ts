@@ -12,6 +12,7 @@ import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { type LoadEngineOptions, loadEngine } from "../../src/node/engine.ts";
 import type { Engine, GenerateOptions } from "../../src/runtime/engine.ts";
+import { random } from "../quant/random.ts";
 import { atRest } from "./at-rest.ts";
 
 const { values, positionals } = parseArgs({
@@ -110,20 +111,12 @@ async function endless(): Promise<void> {
   await engine.dispose();
 }
 
-/** A small generator with a seed: requests differ, runs do not. */
-function numbers(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor((state / 2 ** 32) * below);
-  };
-}
-
 async function manyRequests(): Promise<void> {
   const engine = await started({ prefixCacheBytes: PREFIX_CACHE_BYTES });
   console.log(`\n### ${requests} requests, ${atOnce} at once, ${engine.info.kv.format} cache\n`);
   const parts = new Parts("requests");
-  const pick = numbers(1);
+  const next = random(1); // requests differ, runs do not
+  const pick = (below: number) => Math.floor(next() * below);
   let begun = 0;
   let whole = 0;
   let cut = 0;
